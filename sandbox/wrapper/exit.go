@@ -1,0 +1,86 @@
+package wrapper
+
+import (
+	"encoding/json"
+	"fmt"
+	"os"
+	"path/filepath"
+	"time"
+)
+
+// Exit is how a VM ended. It exists only for a VM that had become ready.
+type Exit struct {
+	// Code is QEMU's exit code, or 128 plus the number of the signal that ended it.
+	Code int `json:"code"`
+	// Signal that ended QEMU ("SIGKILL"); empty when it exited by itself.
+	Signal string `json:"signal,omitempty"`
+	// OOMKilled: QEMU died by SIGKILL and the cgroup's count of OOM kills had grown.
+	OOMKilled bool `json:"oomKilled,omitempty"`
+	// Reason of the last SHUTDOWN event in the words of QAPI's ShutdownCause ("guest-shutdown", "host-qmp-quit",
+	// "host-signal"...); empty when QEMU died without one.
+	Reason string `json:"reason,omitempty"`
+	// GuestInitiated is the event's own word for it: the guest asked for the shutdown.
+	GuestInitiated bool `json:"guestInitiated,omitempty"`
+	// Panicked: the guest had reported a kernel panic.
+	Panicked   bool      `json:"panicked,omitempty"`
+	StartedAt  time.Time `json:"startedAt"`
+	FinishedAt time.Time `json:"finishedAt"`
+	// Stderr is the tail of QEMU's standard error, in lines.
+	Stderr []string `json:"stderr,omitempty"`
+	// Events are the last QMP events, oldest first.
+	Events []Event `json:"events,omitempty"`
+}
+
+// Event is one QMP event as recorded.
+type Event struct {
+	Name string          `json:"name"`
+	Time time.Time       `json:"time"`
+	Data json.RawMessage `json:"data,omitempty"`
+}
+
+// ReadExit returns the exit record of a run directory; errors.Is(err, os.ErrNotExist) while there is none.
+func ReadExit(runDir string) (Exit, error) {
+	var e Exit
+	doc, err := os.ReadFile(ExitFile(runDir))
+	if err != nil {
+		return e, fmt.Errorf("reading the exit record: %w", err)
+	}
+	if err := json.Unmarshal(doc, &e); err != nil {
+		return e, fmt.Errorf("reading the exit record %s: %w", ExitFile(runDir), err)
+	}
+	return e, nil
+}
+
+// write makes the record durable and visible in one step.
+func (e Exit) write(runDir string) (err error) {
+	defer func() {
+		if err != nil {
+			err = fmt.Errorf("writing the exit record: %w", err)
+		}
+	}()
+	doc, err := json.Marshal(e)
+	if err != nil {
+		return err
+	}
+	tmp, err := os.CreateTemp(runDir, ".exit-*")
+	if err != nil {
+		return err
+	}
+	defer os.Remove(tmp.Name())
+	defer tmp.Close()
+	if _, err := tmp.Write(append(doc, '\n')); err != nil {
+		return err
+	}
+	if err := tmp.Sync(); err != nil {
+		return err
+	}
+	if err := os.Rename(tmp.Name(), ExitFile(runDir)); err != nil {
+		return err
+	}
+	dir, err := os.Open(filepath.Clean(runDir))
+	if err != nil {
+		return err
+	}
+	defer dir.Close()
+	return dir.Sync()
+}
