@@ -1,0 +1,140 @@
+package wrapper
+
+import (
+	"bytes"
+	"net"
+	"sync"
+	"time"
+)
+
+const (
+	// consoleRead is how much is read from the console at once.
+	consoleRead = 8 << 10
+	// maxPrompt is how much of the line that the guest has begun a new attach client is shown.
+	maxPrompt = 4 << 10
+	// inputChunk and inputQueue bound what attach clients have typed and the guest has not read: a chunk in each
+	// client's hand, inputQueue chunks waiting, one in writing.
+	inputChunk = 1 << 10
+	inputQueue = 4
+)
+
+// recordSink takes the records of the log. It may block for a moment, never for ever.
+type recordSink interface{ put(record []byte) }
+
+// console is the guest's serial port. Its one reader hands every byte first to the attach clients, none of which it
+// waits for, and then to the log.
+type console struct {
+	port  net.Conn
+	input chan []byte
+	done  chan struct{} // closed when the guest's end is gone and all it wrote is handed on
+
+	mu      sync.Mutex
+	clients map[*client]struct{}
+	line    []byte // the guest's unfinished line, raw, its last maxPrompt bytes
+	ended   bool
+}
+
+// startConsole begins to read the port, which it closes at its end.
+func startConsole(port net.Conn, log recordSink) *console {
+	c := &console{
+		port:    port,
+		input:   make(chan []byte, inputQueue),
+		done:    make(chan struct{}),
+		clients: make(map[*client]struct{}),
+	}
+	go c.read(log)
+	go c.write()
+	return c
+}
+
+// read is the reader. The prompt's timer is the read's own deadline, so there is nothing to race with.
+func (c *console) read(log recordSink) {
+	defer c.end()
+	lines := lineSplitter{emit: log.put}
+	buf := make([]byte, consoleRead)
+	for {
+		c.port.SetReadDeadline(lines.deadline())
+		n, err := c.port.Read(buf)
+		now := time.Now()
+		c.fanOut(buf[:n])
+		lines.feed(buf[:n], now)
+		lines.flush(now)
+		if err == nil {
+			continue
+		}
+		if e, ok := err.(net.Error); ok && e.Timeout() {
+			continue
+		}
+		lines.end(now)
+		return
+	}
+}
+
+func (c *console) fanOut(p []byte) {
+	if len(p) == 0 {
+		return
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if nl := bytes.LastIndexByte(p, '\n'); nl >= 0 {
+		c.line = append(c.line[:0], p[nl+1:]...)
+	} else {
+		c.line = append(c.line, p...)
+	}
+	if cut := len(c.line) - maxPrompt; cut > 0 {
+		c.line = append(c.line[:0], c.line[cut:]...)
+	}
+	for cl := range c.clients {
+		cl.put(p)
+	}
+}
+
+// join adds a client, which gets the unfinished line and then everything. It is false once the console has ended.
+func (c *console) join(cl *client) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.ended {
+		return false
+	}
+	cl.put(c.line)
+	c.clients[cl] = struct{}{}
+	return true
+}
+
+func (c *console) leave(cl *client) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	delete(c.clients, cl)
+}
+
+// attached is the number of clients.
+func (c *console) attached() int {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return len(c.clients)
+}
+
+func (c *console) end() {
+	c.port.Close()
+	c.mu.Lock()
+	c.ended = true
+	for cl := range c.clients {
+		cl.finish()
+	}
+	c.mu.Unlock()
+	close(c.done)
+}
+
+// write types the clients' input. A guest that does not read blocks it, and it alone.
+func (c *console) write() {
+	for {
+		select {
+		case p := <-c.input:
+			if _, err := c.port.Write(p); err != nil {
+				return
+			}
+		case <-c.done:
+			return
+		}
+	}
+}
