@@ -1,0 +1,69 @@
+package image
+
+import (
+	"encoding/base64"
+	"fmt"
+	"net/http"
+	"net/url"
+	"strings"
+)
+
+// Auth is a caller's credential for one pull, in the forms that CRI has. It is used for that pull, never kept, and
+// never printed.
+type Auth struct {
+	Username, Password string
+	// Auth is "user:password" in base64, in place of the two above.
+	Auth string
+	// ServerAddress, when set, is the only host that may see the credential: "host", "host:port" or a URL.
+	ServerAddress string
+	// RegistryToken is sent as a bearer token.
+	RegistryToken string
+}
+
+// String hides the credential from every kind of printing.
+func (Auth) String() string { return "[credential]" }
+
+// GoString hides the credential from %#v.
+func (Auth) GoString() string { return "[credential]" }
+
+// header is the value of the Authorization header for requests to u, or empty.
+func (a *Auth) header(u *url.URL, inURL *url.Userinfo) (string, error) {
+	if a != nil && a.appliesTo(u) {
+		switch {
+		case a.RegistryToken != "":
+			return "Bearer " + a.RegistryToken, nil
+		case a.Username != "" || a.Password != "":
+			return basic(a.Username, a.Password), nil
+		case a.Auth != "":
+			plain, err := base64.StdEncoding.DecodeString(a.Auth)
+			user, password, ok := strings.Cut(strings.TrimRight(string(plain), "\x00"), ":")
+			if err != nil || !ok {
+				return "", fmt.Errorf("%w: the credential's auth field is not user:password in base64", ErrUnauthorized)
+			}
+			return basic(user, password), nil
+		}
+	}
+	if inURL != nil {
+		password, _ := inURL.Password()
+		return basic(inURL.Username(), password), nil
+	}
+	return "", nil
+}
+
+func (a *Auth) appliesTo(u *url.URL) bool {
+	server := a.ServerAddress
+	if server == "" {
+		return true
+	}
+	if _, rest, ok := strings.Cut(server, "://"); ok {
+		server = rest
+	}
+	server, _, _ = strings.Cut(server, "/")
+	return strings.EqualFold(server, u.Host) || strings.EqualFold(server, u.Hostname())
+}
+
+func basic(user, password string) string {
+	r := http.Request{Header: http.Header{}}
+	r.SetBasicAuth(user, password)
+	return r.Header.Get("Authorization")
+}
