@@ -198,6 +198,9 @@ type Event struct {
 // Store keeps the records over restarts. Each method is one durable transaction: when it returns nil the change
 // survives a power cut. The records given to Put are not retained or changed.
 type Store interface {
+	// ID is random, made with the store and kept with it: artefacts carry it, so that garbage is known from what belongs
+	// to another or an earlier store.
+	ID() string
 	PutPod(Pod) error
 	DeletePod(id string) error
 	PutVM(VM) error
