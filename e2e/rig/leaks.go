@@ -1,0 +1,204 @@
+package rig
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+
+	"github.com/virtlet/virtlet/netns"
+)
+
+// Leftovers looks for everything that a pod can leave behind: processes, cgroups, network namespaces, mounts, links,
+// IPAM leases, firewall chains, sockets and files. It is nil when there is nothing.
+func (r *Rig) Leftovers() error {
+	var found []error
+	for _, look := range []func() ([]string, error){
+		r.strayProcesses, r.strayCgroups, r.strayMounts, r.strayLinks, r.strayLeases, r.strayChains, r.strayFiles,
+	} {
+		left, err := look()
+		if err != nil {
+			found = append(found, err)
+		}
+		for _, l := range left {
+			found = append(found, errors.New(l))
+		}
+	}
+	if err := errors.Join(found...); err != nil {
+		return fmt.Errorf("left behind on rig %s:\n%w", r.Name, err)
+	}
+	return nil
+}
+
+// strayPIDs are processes, other than the daemon and this one, whose arguments name the rig or one of its pods.
+func (r *Rig) strayPIDs() ([]int, []string, error) {
+	entries, err := os.ReadDir("/proc")
+	if err != nil {
+		return nil, nil, err
+	}
+	marks := append([]string{r.Dir + "/"}, r.ids...)
+	var pids []int
+	var what []string
+	for _, e := range entries {
+		pid, err := strconv.Atoi(e.Name())
+		if err != nil || pid == os.Getpid() || pid == r.DaemonPID() {
+			continue
+		}
+		argv, err := os.ReadFile(filepath.Join("/proc", e.Name(), "cmdline"))
+		if err != nil {
+			continue // it has ended meanwhile
+		}
+		for _, m := range marks {
+			if bytes.Contains(argv, []byte(m)) {
+				pids = append(pids, pid)
+				what = append(what, fmt.Sprintf("process %d: %.200s", pid, bytes.ReplaceAll(argv, []byte{0}, []byte{' '})))
+				break
+			}
+		}
+	}
+	return pids, what, nil
+}
+
+func (r *Rig) strayProcesses() ([]string, error) {
+	_, what, err := r.strayPIDs()
+	return what, err
+}
+
+// endStrays ends what a failed test left running, so that the next one has the machine for itself.
+func (r *Rig) endStrays() error {
+	pids, _, err := r.strayPIDs()
+	if err != nil {
+		return err
+	}
+	for _, pid := range pids {
+		fd, err := unix.PidfdOpen(pid, 0)
+		if err != nil {
+			continue
+		}
+		_ = unix.PidfdSendSignal(fd, unix.SIGKILL, nil, 0)
+		_, _ = unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, int((5 * time.Second).Milliseconds()))
+		_ = unix.Close(fd)
+	}
+	entries, err := os.ReadDir(r.NetnsDir())
+	if err != nil {
+		return nil //nolint:nilerr // the daemon never ran
+	}
+	for _, e := range entries {
+		_ = netns.Remove(filepath.Join(r.NetnsDir(), e.Name()))
+	}
+	return nil
+}
+
+func (r *Rig) strayCgroups() ([]string, error) {
+	dirs, err := r.cgroupDirs()
+	if err != nil {
+		return nil, err
+	}
+	var left []string
+	for _, dir := range dirs {
+		entries, err := os.ReadDir(dir)
+		if err != nil {
+			return nil, err
+		}
+		for _, e := range entries {
+			if e.IsDir() {
+				left = append(left, "cgroup "+filepath.Join(dir, e.Name()))
+			}
+		}
+	}
+	return left, nil
+}
+
+func (r *Rig) strayMounts() ([]string, error) {
+	b, err := os.ReadFile("/proc/self/mountinfo")
+	if err != nil {
+		return nil, err
+	}
+	var left []string
+	for line := range strings.Lines(string(b)) {
+		if f := strings.Fields(line); len(f) > 4 && strings.HasPrefix(f[4], r.Dir+"/") && f[4] != r.Host && f[4] != r.NetnsDir() {
+			left = append(left, "mount "+f[4])
+		}
+	}
+	return left, nil
+}
+
+// strayLinks are links in the host network but loopback and the bridge, which its plugin leaves by design.
+func (r *Rig) strayLinks() (left []string, err error) {
+	err = netns.Do(r.Host, func() error {
+		links, err := netlink.LinkList()
+		if err != nil {
+			return err
+		}
+		for _, l := range links {
+			if l.Type() == "veth" || l.Type() == "tuntap" || l.Type() == "ifb" {
+				left = append(left, "link "+l.Attrs().Name+" of type "+l.Type())
+			}
+		}
+		return nil
+	})
+	return left, err
+}
+
+func (r *Rig) strayLeases() (left []string, err error) {
+	return r.files(filepath.Join(r.Dir, "ipam"), "IPAM lease", func(name string) bool {
+		return name == "lock" || strings.HasPrefix(name, "last_reserved_ip")
+	})
+}
+
+// strayFiles are files of pods and VMs; images and the database stay.
+func (r *Rig) strayFiles() ([]string, error) {
+	none := func(string) bool { return false }
+	var left []string
+	for _, dir := range []string{
+		filepath.Join(r.stateDir(), "vms"), filepath.Join(r.runDir(), "vms"), r.NetnsDir(), filepath.Join(r.stateDir(), "cni"),
+	} {
+		l, err := r.files(dir, "file", none)
+		if err != nil {
+			return nil, err
+		}
+		left = append(left, l...)
+	}
+	return left, nil
+}
+
+func (r *Rig) files(root, what string, ok func(name string) bool) (left []string, err error) {
+	err = filepath.WalkDir(root, func(path string, d fs.DirEntry, err error) error {
+		if errors.Is(err, fs.ErrNotExist) {
+			return nil
+		}
+		if err == nil && !d.IsDir() && !ok(d.Name()) {
+			left = append(left, what+" "+path)
+		}
+		return err
+	})
+	return left, err
+}
+
+// strayChains are the chains that CNI's bridge and portmap plugins make for each pod.
+func (r *Rig) strayChains() ([]string, error) {
+	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	defer cancel()
+	var left []string
+	for _, tool := range []string{"iptables-save", "ip6tables-save"} {
+		out, err := r.Run(ctx, tool, "-t", "nat")
+		if err != nil {
+			return nil, err
+		}
+		for line := range strings.Lines(out) {
+			if strings.HasPrefix(line, ":CNI-DN-") || (strings.HasPrefix(line, ":CNI-") && len(strings.Fields(line)[0]) == len(":CNI-")+24) {
+				left = append(left, "firewall chain "+strings.TrimSpace(line))
+			}
+		}
+	}
+	return left, nil
+}

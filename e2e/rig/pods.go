@@ -1,0 +1,233 @@
+package rig
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+)
+
+// Status is a container status of CRI.
+type Status = *runtimeapi.ContainerStatus
+
+// Pod is a pod on the rig and its VM.
+type Pod struct {
+	Name   string
+	ID     string
+	VM     string
+	IP     string
+	Config *runtimeapi.PodSandboxConfig
+	rig    *Rig
+}
+
+// PodConfig is a pod as kubelet would ask for it.
+func (r *Rig) PodConfig(name string) *runtimeapi.PodSandboxConfig {
+	return &runtimeapi.PodSandboxConfig{
+		Metadata:     &runtimeapi.PodSandboxMetadata{Name: name, Namespace: "e2e", Uid: "uid-" + r.Name + "-" + name},
+		Hostname:     name,
+		LogDirectory: r.LogDir(name),
+		Labels:       map[string]string{"io.kubernetes.pod.name": name},
+		Linux:        &runtimeapi.LinuxPodSandboxConfig{CgroupParent: r.CgroupParent},
+	}
+}
+
+// ContainerConfig is a VM container with the given image and 128 MiB of RAM.
+func ContainerConfig(name, image string) *runtimeapi.ContainerConfig {
+	return &runtimeapi.ContainerConfig{
+		Metadata: &runtimeapi.ContainerMetadata{Name: name},
+		Image:    &runtimeapi.ImageSpec{Image: image, UserSpecifiedImage: image},
+		LogPath:  name + ".log",
+		Labels:   map[string]string{"io.kubernetes.container.name": name},
+		Linux:    &runtimeapi.LinuxContainerConfig{Resources: &runtimeapi.LinuxContainerResources{MemoryLimitInBytes: 128 << 20}},
+	}
+}
+
+// Pull pulls an image and returns its id.
+func (r *Rig) Pull(ctx context.Context, image string) (string, error) {
+	resp, err := r.Images.PullImage(ctx, &runtimeapi.PullImageRequest{Image: &runtimeapi.ImageSpec{Image: image}})
+	if err != nil {
+		return "", err
+	}
+	return resp.ImageRef, nil
+}
+
+// RunPod runs a sandbox.
+func (r *Rig) RunPod(ctx context.Context, conf *runtimeapi.PodSandboxConfig) (*Pod, error) {
+	resp, err := r.Runtime.RunPodSandbox(ctx, &runtimeapi.RunPodSandboxRequest{Config: conf, RuntimeHandler: "virtlet"})
+	if err != nil {
+		return nil, err
+	}
+	r.ids = append(r.ids, resp.PodSandboxId)
+	p := &Pod{Name: conf.Metadata.Name, ID: resp.PodSandboxId, Config: conf, rig: r}
+	st, err := r.Runtime.PodSandboxStatus(ctx, &runtimeapi.PodSandboxStatusRequest{PodSandboxId: p.ID})
+	if err != nil {
+		return nil, err
+	}
+	p.IP = st.GetStatus().GetNetwork().GetIp()
+	return p, nil
+}
+
+// Create creates the pod's VM.
+func (p *Pod) Create(ctx context.Context, conf *runtimeapi.ContainerConfig) error {
+	resp, err := p.rig.Runtime.CreateContainer(ctx, &runtimeapi.CreateContainerRequest{
+		PodSandboxId: p.ID, Config: conf, SandboxConfig: p.Config,
+	})
+	if err != nil {
+		return err
+	}
+	p.VM = resp.ContainerId
+	p.rig.ids = append(p.rig.ids, p.VM)
+	return nil
+}
+
+// Start starts the pod's VM.
+func (p *Pod) Start(ctx context.Context) error {
+	_, err := p.rig.Runtime.StartContainer(ctx, &runtimeapi.StartContainerRequest{ContainerId: p.VM})
+	return err
+}
+
+// Boot runs a pod with a started VM.
+func (r *Rig) Boot(ctx context.Context, pod *runtimeapi.PodSandboxConfig, c *runtimeapi.ContainerConfig) (*Pod, error) {
+	p, err := r.RunPod(ctx, pod)
+	if err != nil {
+		return nil, err
+	}
+	if err := p.Create(ctx, c); err != nil {
+		return p, err
+	}
+	return p, p.Start(ctx)
+}
+
+// Stop stops the VM with a grace period in seconds.
+func (p *Pod) Stop(ctx context.Context, grace int64) error {
+	_, err := p.rig.Runtime.StopContainer(ctx, &runtimeapi.StopContainerRequest{ContainerId: p.VM, Timeout: grace})
+	return err
+}
+
+// Remove stops and removes the pod with its VM.
+func (p *Pod) Remove(ctx context.Context) error { return p.rig.removePod(ctx, p.ID) }
+
+func (r *Rig) removePod(ctx context.Context, id string) error {
+	if _, err := r.Runtime.StopPodSandbox(ctx, &runtimeapi.StopPodSandboxRequest{PodSandboxId: id}); err != nil {
+		return err
+	}
+	_, err := r.Runtime.RemovePodSandbox(ctx, &runtimeapi.RemovePodSandboxRequest{PodSandboxId: id})
+	return err
+}
+
+// RemoveAll removes every pod that the daemon lists.
+func (r *Rig) RemoveAll(ctx context.Context) error {
+	list, err := r.Runtime.ListPodSandbox(ctx, &runtimeapi.ListPodSandboxRequest{})
+	if err != nil {
+		return err
+	}
+	var errs []error
+	for _, p := range list.Items {
+		errs = append(errs, r.removePod(ctx, p.Id))
+	}
+	return errors.Join(errs...)
+}
+
+// Status is the VM's status.
+func (p *Pod) Status(ctx context.Context) (*runtimeapi.ContainerStatus, error) {
+	resp, err := p.rig.Runtime.ContainerStatus(ctx, &runtimeapi.ContainerStatusRequest{ContainerId: p.VM})
+	if err != nil {
+		return nil, err
+	}
+	return resp.Status, nil
+}
+
+// AwaitState returns the VM's status as soon as it is in that state. It follows the daemon's events.
+func (p *Pod) AwaitState(ctx context.Context, want runtimeapi.ContainerState) (*runtimeapi.ContainerStatus, error) {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	events, err := p.rig.Runtime.GetContainerEvents(ctx, &runtimeapi.GetEventsRequest{})
+	if err != nil {
+		return nil, err
+	}
+	if _, err := events.Header(); err != nil { // the stream stands: nothing is missed from here on
+		return nil, err
+	}
+	for {
+		st, err := p.Status(ctx)
+		if err != nil {
+			return nil, err
+		}
+		if st.State == want {
+			return st, nil
+		}
+		if _, err := events.Recv(); err != nil {
+			return nil, fmt.Errorf("waiting for %s to be %s, it is %s: %w", p.Name, want, st.State, err)
+		}
+	}
+}
+
+// Page fetches the guest's page of facts, waiting for the guest to come up.
+func (p *Pod) Page(ctx context.Context) (Page, error) {
+	body, err := p.rig.Get(ctx, "http://"+hostOf(p.IP)+"/")
+	if err != nil {
+		return nil, fmt.Errorf("the page of %s: %w", p.Name, err)
+	}
+	return parsePage(body), nil
+}
+
+// Fetch fetches another path from the guest's web server.
+func (p *Pod) Fetch(ctx context.Context, path string) (string, error) {
+	return p.rig.Get(ctx, "http://"+hostOf(p.IP)+path)
+}
+
+func hostOf(ip string) string {
+	if strings.Contains(ip, ":") {
+		return "[" + ip + "]"
+	}
+	return ip
+}
+
+// Page is the guest's page of facts: "key: value" lines.
+type Page map[string][]string
+
+func parsePage(body string) Page {
+	p := Page{}
+	for line := range strings.Lines(body) {
+		if k, v, ok := strings.Cut(strings.TrimSpace(line), ": "); ok {
+			p[k] = append(p[k], v)
+		}
+	}
+	return p
+}
+
+// Get is the first value of a key.
+func (p Page) Get(key string) string {
+	if len(p[key]) == 0 {
+		return ""
+	}
+	return p[key][0]
+}
+
+// LogPath is the VM's log file.
+func (p *Pod) LogPath() string { return filepath.Join(p.rig.LogDir(p.Name), "vm.log") }
+
+// Log is the VM's log so far.
+func (p *Pod) Log() string {
+	b, _ := os.ReadFile(p.LogPath())
+	return string(b)
+}
+
+// AwaitLog returns when the log holds the text.
+func (p *Pod) AwaitLog(ctx context.Context, text string) error {
+	tick := time.NewTicker(50 * time.Millisecond) // what kubelet's log reader does, too, without inotify
+	defer tick.Stop()
+	for !strings.Contains(p.Log(), text) {
+		select {
+		case <-ctx.Done():
+			return fmt.Errorf("the log of %s never held %q: %w; it holds:\n%s", p.Name, text, ctx.Err(), p.Log())
+		case <-tick.C:
+		}
+	}
+	return nil
+}
