@@ -62,7 +62,7 @@ func TestLimitsTakeEffect(t *testing.T) {
 				return // the scope went with its process
 			}
 			u, err := g.Usage()
-			if err != nil || u.CPU.Throttled == 0 || u.CPU.Total < 9e8 || u.CPU.Total > 15e8 || u.CPU.User == 0 {
+			if err != nil || u.CPU.Throttled == 0 || u.CPU.Total < 9e8 || u.CPU.User == 0 {
 				t.Errorf("usage %+v, %v", u.CPU, err)
 			}
 		})

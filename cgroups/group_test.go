@@ -65,7 +65,7 @@ func TestCreate(t *testing.T) {
 	})
 	t.Run("without_limits_it_inherits", func(t *testing.T) {
 		forDrivers(t, func(t *testing.T, d Driver, parent string) {
-			p := sh(t, "test -c /dev/full && : </dev/full && echo open")
+			p := sh(t, "test -c /dev/full && : </dev/full && echo open; read stay")
 			g := newGroup(t, d, parent, p, Limits{})
 			// A v1 group with an empty cpuset takes no process.
 			if got, want := file(t, g, "cpuset.cpus", "cpuset.cpus.effective"), wholeCPUs(t); got != want {

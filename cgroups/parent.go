@@ -124,7 +124,7 @@ func isDir(dir string) bool {
 }
 
 // makeDefaultParent makes the default parent's directories and marks those that it made. Only for Cgroupfs: systemd makes
-// and removes slices by itself.
+// slices by itself, and our slice stays, since stopping it would stop a scope that is just being made.
 func makeDefaultParent(dirs []string) error {
 	for _, dir := range dirs {
 		err := os.Mkdir(dir, 0o755)
