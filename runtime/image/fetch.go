@@ -172,7 +172,7 @@ func statusError(resp *http.Response) error {
 	case http.StatusNotFound, http.StatusGone:
 		fault, hint = ErrNotFound, "check the name"
 	case http.StatusUnauthorized, http.StatusForbidden:
-		fault, hint = ErrUnauthorized, "check the pull secret"
+		fault, hint = ErrUnauthorized, "check the pull credentials"
 	case http.StatusTooManyRequests:
 		hint = "the server limits requests, a later attempt may succeed"
 	}
