@@ -27,31 +27,10 @@ func (s *Server) UpdateContainerResources(ctx context.Context, req *runtimeapi.U
 	if err := bad.err("updating container %s", vm.ID); err != nil {
 		return nil, err
 	}
-	if err := s.machines.UpdateResources(ctx, vm.ID, merged(vm.Spec.Resources, change)); err != nil {
+	if err := s.machines.UpdateResources(ctx, vm.ID, change); err != nil {
 		return nil, err
 	}
 	return &runtimeapi.UpdateContainerResourcesResponse{}, nil
-}
-
-// merged is old with every limit that change sets.
-func merged(old, change cgroups.Limits) cgroups.Limits {
-	set(&old.Memory, change.Memory)
-	set(&old.CPUQuota, change.CPUQuota)
-	set(&old.CPUPeriod, change.CPUPeriod)
-	set(&old.CPUShares, change.CPUShares)
-	set(&old.CpusetCPUs, change.CpusetCPUs)
-	set(&old.CpusetMems, change.CpusetMems)
-	if len(change.Hugepages) > 0 {
-		old.Hugepages = change.Hugepages
-	}
-	return old
-}
-
-func set[T comparable](to *T, from T) {
-	var zero T
-	if from != zero {
-		*to = from
-	}
 }
 
 // The kernel's bounds for a CPU period and the least quota, in microseconds.

@@ -1,0 +1,123 @@
+package main
+
+import (
+	"encoding/json"
+	"fmt"
+	"io"
+
+	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
+)
+
+const defaultConfigFile = "/etc/virtlet/virtlet.yaml"
+
+// newRootCommand makes the daemon's command line. Every setting of the configuration file is a flag of the same name.
+func newRootCommand() *cobra.Command {
+	var file string
+	flags := defaults()
+	root := &cobra.Command{
+		Use:   "virtlet",
+		Short: "Run virtual machines as Kubernetes pods",
+		Long: "virtlet serves CRI v1 to kubelet and runs each pod's container as a QEMU virtual machine.\n" +
+			"Without a subcommand it is the daemon. Stopping it leaves the virtual machines running.",
+		Args:          cobra.NoArgs,
+		SilenceUsage:  true,
+		SilenceErrors: true,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			conf, _, err := effective(file, cmd.Flags())
+			if err != nil {
+				return err
+			}
+			return runDaemon(cmd.Context(), conf)
+		},
+	}
+	root.PersistentFlags().StringVar(&file, "config", "", "configuration `file`; "+defaultConfigFile+" is read where it exists")
+	for _, s := range settings(&flags) {
+		root.PersistentFlags().Var(s.value, s.name, s.help)
+	}
+	root.PersistentFlags().SortFlags = false
+	root.AddCommand(configCommand(&file), versionCommand(), checkCommand(&file))
+	return root
+}
+
+// effective is the configuration in force: what the flags set, else the file, else the defaults.
+func effective(file string, flags *pflag.FlagSet) (Config, origins, error) {
+	return loadConfig(file, defaultConfigFile, flags)
+}
+
+func configCommand(file *string) *cobra.Command {
+	return &cobra.Command{
+		Use:   "config",
+		Short: "Print the effective configuration and where each value comes from",
+		Args:  cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			conf, from, err := effective(*file, cmd.Flags())
+			if err != nil {
+				return err
+			}
+			return printConfig(cmd.OutOrStdout(), conf, from)
+		},
+	}
+}
+
+func versionCommand() *cobra.Command {
+	var output string
+	cmd := &cobra.Command{
+		Use:   "version",
+		Short: "Print the version",
+		Args:  cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			v := readVersion()
+			return printAs(cmd.OutOrStdout(), output, v, func(w io.Writer) error {
+				_, err := fmt.Fprintln(w, v)
+				return err
+			})
+		},
+	}
+	outputFlag(cmd, &output)
+	return cmd
+}
+
+func checkCommand(file *string) *cobra.Command {
+	var output string
+	cmd := &cobra.Command{
+		Use:   "check",
+		Short: "Tell what this host offers to run virtual machines, what it lacks, and what to do about it",
+		Long: "check looks at this host with the eyes of the daemon. It changes nothing.\n" +
+			"The exit code is 1 when something is missing without which no pod can run.",
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			conf, _, err := effective(*file, cmd.Flags())
+			if err != nil {
+				return err
+			}
+			report := checkHost(cmd.Context(), conf)
+			if err := printAs(cmd.OutOrStdout(), output, report, report.table); err != nil {
+				return err
+			}
+			return report.err()
+		},
+	}
+	outputFlag(cmd, &output)
+	return cmd
+}
+
+const (
+	outputTable = "table"
+	outputJSON  = "json"
+)
+
+func outputFlag(cmd *cobra.Command, output *string) {
+	*output = outputTable
+	cmd.Flags().VarP(choice(output, outputTable, outputJSON), "output", "o", "output format: table for people, json for programs")
+}
+
+// printAs prints for people or for programs.
+func printAs(w io.Writer, output string, v any, people func(io.Writer) error) error {
+	if output != outputJSON {
+		return people(w)
+	}
+	enc := json.NewEncoder(w)
+	enc.SetIndent("", "  ")
+	return enc.Encode(v)
+}

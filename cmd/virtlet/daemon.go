@@ -1,0 +1,154 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"sync"
+	"time"
+
+	sd "github.com/coreos/go-systemd/v22/daemon"
+	"github.com/sirupsen/logrus"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/health"
+	healthpb "google.golang.org/grpc/health/grpc_health_v1"
+	"google.golang.org/grpc/reflection"
+
+	"github.com/virtlet/virtlet/runtime/cri"
+)
+
+// maxMessage is the largest CRI message, in bytes: what kubelet's client takes.
+const maxMessage = 16 << 20
+
+// runDaemon serves until ctx ends. The order is: open the state, listen, recover, be ready; so a caller never finds a
+// socket without an answer, and nothing is answered from half a memory.
+func runDaemon(ctx context.Context, conf Config) (err error) {
+	log, err := newLogger(conf, os.Stderr)
+	if err != nil {
+		return err
+	}
+	if os.Geteuid() != 0 {
+		return errors.New("virtlet makes network namespaces and cgroups and must be run by root; `virtlet check` tells what else it needs")
+	}
+	log.WithField("version", readVersion().Version).Info("virtlet is starting")
+
+	parts, err := assemble(ctx, conf, log)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, parts.close()) }()
+
+	sock, err := listen(ctx, conf.Listen)
+	if err != nil {
+		return err
+	}
+	srv := newServer(parts.cri, sock)
+	log.WithField("socket", conf.Listen).Info("listening")
+
+	var tasks sync.WaitGroup
+	background, end := context.WithCancel(ctx)
+	defer tasks.Wait()
+	defer end()
+	tasks.Go(func() {
+		if err := parts.streams.Serve(); err != nil {
+			log.WithError(err).Error("attach and port-forward have ended")
+		}
+	})
+	tasks.Go(func() { keepWatchdog(background, conf.Listen, log) })
+
+	if err := recoverVMs(ctx, parts, log); err != nil {
+		srv.stop(conf.StopTimeout)
+		return errors.Join(err, parts.streams.Close())
+	}
+	tasks.Go(func() { parts.collectImages(background) })
+	if ctx.Err() == nil {
+		srv.health.SetServingStatus("", healthpb.HealthCheckResponse_SERVING)
+		notify(log, sd.SdNotifyReady)
+		log.Info("ready")
+	}
+
+	select {
+	case <-ctx.Done():
+	case err = <-srv.failed:
+		err = fmt.Errorf("serving on %s: %w", conf.Listen, err)
+	}
+	notify(log, sd.SdNotifyStopping)
+	log.Info("stopping; virtual machines go on running")
+	parts.cri.Close()
+	err = errors.Join(err, parts.streams.Close()) // or their clients would hold up the stop
+	srv.stop(conf.StopTimeout)
+	return err
+}
+
+func recoverVMs(ctx context.Context, parts *parts, log *logrus.Entry) error {
+	start := time.Now()
+	if err := parts.machines.Recover(ctx); err != nil {
+		if ctx.Err() != nil {
+			return nil // asked to stop meanwhile
+		}
+		return err
+	}
+	log.WithFields(logrus.Fields{
+		"pods": len(parts.machines.Pods()), "vms": len(parts.machines.VMs()), "took": time.Since(start).Round(time.Millisecond).String(),
+	}).Info("recovered")
+	return nil
+}
+
+// server is the gRPC side of the daemon.
+type server struct {
+	grpc   *grpc.Server
+	health *health.Server
+	failed chan error
+}
+
+func newServer(services *cri.Server, sock *socket) *server {
+	s := &server{
+		grpc: grpc.NewServer(
+			grpc.MaxRecvMsgSize(maxMessage),
+			grpc.MaxSendMsgSize(maxMessage),
+			grpc.UnaryInterceptor(services.UnaryInterceptor),
+			grpc.StreamInterceptor(services.StreamInterceptor),
+			grpc.WaitForHandlers(true),
+		),
+		health: health.NewServer(),
+		failed: make(chan error, 1),
+	}
+	s.health.SetServingStatus("", healthpb.HealthCheckResponse_NOT_SERVING)
+	services.Register(s.grpc)
+	healthpb.RegisterHealthServer(s.grpc, s.health)
+	reflection.Register(s.grpc)
+	go func() {
+		if err := s.grpc.Serve(sock); err != nil {
+			s.failed <- err
+		}
+	}()
+	return s
+}
+
+// stop waits for the requests under way, but not for ever: a StopContainer may have minutes of grace left. After the
+// limit they are cancelled and have as long again to clean up. What is cut off even then is recorded as an intent, and
+// the next daemon carries it on.
+func (s *server) stop(limit time.Duration) {
+	s.health.Shutdown()
+	if !within(limit, s.grpc.GracefulStop) {
+		within(limit, s.grpc.Stop)
+	}
+}
+
+// within runs f and tells whether it ended in time; else it is left running.
+func within(limit time.Duration, f func()) bool {
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		f()
+	}()
+	timer := time.NewTimer(limit)
+	defer timer.Stop()
+	select {
+	case <-done:
+		return true
+	case <-timer.C:
+		return false
+	}
+}

@@ -1,0 +1,37 @@
+package main
+
+import (
+	"fmt"
+	"io"
+	"os"
+	"time"
+
+	"github.com/sirupsen/logrus"
+	"golang.org/x/sys/unix"
+)
+
+// newLogger logs to w: text on a terminal, JSON where a program reads it, unless the configuration says otherwise.
+func newLogger(conf Config, w io.Writer) (*logrus.Entry, error) {
+	level, err := logrus.ParseLevel(conf.LogLevel)
+	if err != nil {
+		return nil, fmt.Errorf("log-level: %w", err)
+	}
+	log := logrus.New()
+	log.SetOutput(w)
+	log.SetLevel(level)
+	if conf.LogFormat == logJSON || conf.LogFormat == auto && !isTerminal(w) {
+		log.SetFormatter(&logrus.JSONFormatter{TimestampFormat: time.RFC3339Nano})
+	} else {
+		log.SetFormatter(&logrus.TextFormatter{FullTimestamp: true, TimestampFormat: time.RFC3339})
+	}
+	return logrus.NewEntry(log), nil
+}
+
+func isTerminal(w io.Writer) bool {
+	f, ok := w.(*os.File)
+	if !ok {
+		return false
+	}
+	_, err := unix.IoctlGetTermios(int(f.Fd()), unix.TCGETS)
+	return err == nil
+}

@@ -1,0 +1,258 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"path/filepath"
+
+	"github.com/moby/sys/mountinfo"
+	"github.com/sirupsen/logrus"
+
+	"github.com/virtlet/virtlet/cgroups"
+	"github.com/virtlet/virtlet/netns/cni"
+	"github.com/virtlet/virtlet/runtime/cri"
+	"github.com/virtlet/virtlet/runtime/image"
+	"github.com/virtlet/virtlet/runtime/state"
+	"github.com/virtlet/virtlet/runtime/stream"
+	"github.com/virtlet/virtlet/sandbox/disk"
+	"github.com/virtlet/virtlet/sandbox/domain"
+	"github.com/virtlet/virtlet/sandbox/supervisor"
+)
+
+// parts is the daemon's inside, put together.
+type parts struct {
+	log      *logrus.Entry
+	store    *state.Store
+	machines *supervisor.Supervisor
+	images   *image.Service
+	streams  *stream.Server
+	cri      *cri.Server
+}
+
+// assemble opens what survives a restart and makes every part, without touching a VM.
+func assemble(ctx context.Context, conf Config, log *logrus.Entry) (_ *parts, err error) {
+	for _, dir := range []string{conf.StateDir, conf.RunDir} {
+		if err := privateDir(dir); err != nil {
+			return nil, fmt.Errorf("preparing the daemon's directories: %w", err)
+		}
+	}
+	p := &parts{log: log}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, p.close())
+		}
+	}()
+	if p.store, err = state.Open(filepath.Join(conf.StateDir, "virtlet.db")); err != nil {
+		return nil, err
+	}
+	host, err := lookAround(ctx, conf, log)
+	if err != nil {
+		return nil, err
+	}
+	if err := p.makeMachines(conf, host); err != nil {
+		return nil, err
+	}
+	if err := p.makeImages(conf); err != nil {
+		return nil, err
+	}
+	if p.streams, err = stream.New(stream.Config{Address: conf.StreamingAddress}, p.machines, p.machines); err != nil {
+		return nil, err
+	}
+	diskMount, err := mountpoint(conf.StateDir)
+	if err != nil {
+		return nil, err
+	}
+	p.cri = cri.New(cri.Config{
+		Version:        readVersion().Version,
+		Handlers:       conf.Handlers,
+		CgroupDriver:   host.driver,
+		DiskMountpoint: diskMount,
+		Health:         host.programs.check,
+		Info:           host.facts(conf),
+	}, p.machines, p.images, p.streams, log)
+	return p, nil
+}
+
+func (p *parts) makeMachines(conf Config, host *host) (err error) {
+	network := cni.NewCNI(cni.CNIConfig{
+		ConfDir: conf.CNIConfDir, BinDirs: conf.CNIBinDirs, CacheDir: filepath.Join(conf.StateDir, "cni"),
+		Timeout: conf.CNITimeout, Exclusive: conf.CNIExclusive,
+	})
+	wrapper, err := findProgram(conf.Wrapper)
+	if err != nil {
+		wrapper = conf.Wrapper // Status and each start tell that it is missing
+	}
+	p.machines, err = supervisor.New(supervisor.Config{
+		StateDir: conf.StateDir, RunDir: conf.RunDir, NetnsDir: conf.NetnsDir,
+		QEMU: conf.QEMU, QEMUImg: conf.QEMUImg, Wrapper: wrapper,
+		Accel: host.accel, AccelWhy: host.why,
+		CgroupDriver: host.driver, DefaultMemory: conf.DefaultMemory,
+	}, p.store, network, p.log)
+	return err
+}
+
+func (p *parts) makeImages(conf Config) (err error) {
+	p.images, err = image.Open(image.Config{
+		Root:          filepath.Join(conf.StateDir, "images"),
+		Store:         p.store,
+		Inspector:     inspector{conf.QEMUImg},
+		InUse:         p.inUse,
+		InsecureHosts: conf.ImagePlainHTTP,
+		LocalDirs:     conf.ImageLocalDirs,
+		Pinned:        conf.ImagePinned,
+		MaxBytes:      conf.ImageMaxSize,
+		StallTimeout:  conf.ImageStallTimeout,
+		Log:           p.log,
+	})
+	return err
+}
+
+// inUse tells whether a root disk lies on an image. While the supervisor does not know all VMs, every image is in use.
+func (p *parts) inUse(imageID string) bool {
+	if !p.machines.Ready() {
+		return true
+	}
+	for _, vm := range p.machines.VMs() {
+		if vm.Spec.Container.ImageID == imageID {
+			return true
+		}
+	}
+	return false
+}
+
+// collectImages frees the content of removed images once the last VM that was based on it has gone, until ctx ends.
+func (p *parts) collectImages(ctx context.Context) {
+	for ctx.Err() == nil {
+		p.collectOnEvents(ctx)
+	}
+}
+
+// collectOnEvents returns when events were lost, or at the end. What was missed is made up for by the first look.
+func (p *parts) collectOnEvents(ctx context.Context) {
+	events, cancel := p.machines.Subscribe()
+	defer cancel()
+	for {
+		freed, err := p.images.Collect(ctx)
+		if err != nil && ctx.Err() == nil {
+			p.log.WithError(err).Error("freeing removed images")
+		}
+		for _, id := range freed {
+			p.log.WithField("image", id).Info("image freed")
+		}
+		for gone := false; !gone; {
+			select {
+			case <-ctx.Done():
+				return
+			case e, open := <-events:
+				if !open {
+					return
+				}
+				gone = e.Type == supervisor.EventDeleted && e.VM != nil
+			}
+		}
+	}
+}
+
+// close undoes assemble, in reverse. VMs go on.
+func (p *parts) close() error {
+	var errs []error
+	if p.streams != nil {
+		errs = append(errs, p.streams.Close())
+	}
+	if p.images != nil {
+		p.images.Close()
+	}
+	if p.machines != nil {
+		p.machines.Close()
+	}
+	if p.store != nil {
+		errs = append(errs, p.store.Close())
+	}
+	return errors.Join(errs...)
+}
+
+// inspector lets the image store ask package disk what a file is.
+type inspector struct{ qemuImg string }
+
+func (i inspector) Inspect(ctx context.Context, path string) (image.Info, error) {
+	info, err := disk.Inspect(ctx, i.qemuImg, path)
+	if err != nil {
+		return image.Info{}, fmt.Errorf("%w: %w", image.ErrRefused, err)
+	}
+	return image.Info{Format: info.Format, VirtualSize: info.VirtualSize}, nil
+}
+
+// host is what the daemon found on its host.
+type host struct {
+	accel    domain.Accel
+	why      string
+	driver   cgroups.Driver
+	programs *programs
+	qemu     domain.QEMU
+}
+
+// lookAround chooses by the host what the configuration leaves open.
+func lookAround(ctx context.Context, conf Config, log *logrus.Entry) (*host, error) {
+	h := &host{driver: cgroupDriver(conf), programs: &programs{conf: conf}}
+	var err error
+	if h.accel, h.why, err = domain.ProbeAccel(domain.Accel(conf.Accel), domain.Host{}); err != nil {
+		return nil, fmt.Errorf("setting `accel`: %w", err)
+	}
+	if h.qemu, err = h.programs.probe(ctx); err == nil {
+		err = h.programs.check(ctx)
+	}
+	if err != nil {
+		log.WithError(err).Warn("no VM can start until this is mended")
+	}
+	log.WithFields(logrus.Fields{
+		"accel": h.accel, "why": h.why, "qemu": qemuVersion(h.qemu), "cgroups": cgroups.DetectVersion().String(), "driver": h.driver,
+	}).Info("host")
+	return h, nil
+}
+
+func cgroupDriver(conf Config) cgroups.Driver {
+	if conf.CgroupDriver == auto {
+		return cgroups.DetectDriver()
+	}
+	return cgroups.Driver(conf.CgroupDriver)
+}
+
+func qemuVersion(q domain.QEMU) string {
+	if q.Path == "" {
+		return "none"
+	}
+	return fmt.Sprintf("%d.%d.%d", q.Version[0], q.Version[1], q.Version[2])
+}
+
+// facts is what `crictl info` shows. Image names may hold credentials, so no setting that names one is among them.
+func (h *host) facts(conf Config) map[string]any {
+	return map[string]any{
+		"qemu":    map[string]string{"path": conf.QEMU, "version": qemuVersion(h.qemu)},
+		"cgroups": map[string]string{"driver": string(h.driver), "version": cgroups.DetectVersion().String()},
+		"config": map[string]any{
+			"stateDir": conf.StateDir, "runDir": conf.RunDir, "netnsDir": conf.NetnsDir, "listen": conf.Listen,
+			"streamingAddress": conf.StreamingAddress, "cniConfDir": conf.CNIConfDir, "cniBinDirs": conf.CNIBinDirs,
+			"qemuImg": conf.QEMUImg, "vmwrapper": conf.Wrapper, "defaultMemory": conf.DefaultMemory,
+		},
+	}
+}
+
+// mountpoint is where the file system of a directory is mounted.
+func mountpoint(dir string) (string, error) {
+	dir, err := filepath.EvalSymlinks(dir)
+	if err != nil {
+		return "", err
+	}
+	mounts, err := mountinfo.GetMounts(mountinfo.ParentsFilter(dir))
+	if err != nil {
+		return "", fmt.Errorf("finding the file system of %s: %w", dir, err)
+	}
+	longest := "/"
+	for _, m := range mounts {
+		if len(m.Mountpoint) > len(longest) {
+			longest = m.Mountpoint
+		}
+	}
+	return longest, nil
+}
