@@ -35,7 +35,7 @@ type Domain struct {
 	Accel Accel `json:"accel"`
 	// CPUs is the number of virtual CPUs, 1 to MaxCPUs.
 	CPUs int `json:"cpus"`
-	// CPUModel in QEMU's words; empty means the host's CPU under KVM and everything that TCG can do under TCG.
+	// CPUModel in QEMU's words; empty means the host's CPU under KVM, and under TCG what TCG can do without much cost.
 	CPUModel string `json:"cpuModel,omitempty"`
 	// MemoryBytes of guest RAM, at least MinMemory; the guest gets it rounded down to whole MiB.
 	MemoryBytes int64 `json:"memoryBytes"`
