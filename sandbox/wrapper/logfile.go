@@ -17,7 +17,7 @@ const (
 	logBuffer = 128 << 10
 	// logPatience is how long the console, and with it the guest's serial port, waits for room in a full buffer. It
 	// slows a flood to the disk's speed. After that records are dropped and counted until the disk takes some again.
-	logPatience = 250 * time.Millisecond
+	logPatience = 500 * time.Millisecond
 	// logRetry is the time between attempts to write to a disk that fails.
 	logRetry = 500 * time.Millisecond
 	// logCloseTimeout bounds the last flush: an exit record must not wait for a dead disk.

@@ -37,8 +37,9 @@ func Main() int {
 
 	answer := os.NewFile(readyFD, "answer")
 	defer answer.Close()
-	job, err := readJob(os.NewFile(jobFD, "job"))
-	unix.Close(jobFD)
+	order := os.NewFile(jobFD, "job")
+	job, err := readJob(order)
+	order.Close()
 	wasReady := false
 	if err == nil {
 		err = run(ctx, job, func(r Ready) {

@@ -6,9 +6,13 @@ import (
 	"fmt"
 	"os"
 	"sync"
+	"time"
 
 	"github.com/virtlet/virtlet/netns"
 )
+
+// tapGrace is the time between a tap's end and the news that QEMU has ended.
+const tapGrace = 5 * time.Second
 
 // network is the VM's joins to the pod's links, and its DHCP servers. vmwrapper was born in the pod's netns, so the
 // specifications name none.
@@ -41,7 +45,14 @@ func openNetwork(job Job) (_ *network, err error) {
 		}
 		n.dhcp = append(n.dhcp, server)
 		n.serve.Go(func() {
-			if err := server.Serve(ctx); err != nil && ctx.Err() == nil {
+			err := server.Serve(ctx)
+			if err == nil {
+				return
+			}
+			// A tap goes with its QEMU, and stop comes a moment later: no fault. Without one, somebody took the tap away.
+			select {
+			case <-ctx.Done():
+			case <-time.After(tapGrace):
 				complain("answering DHCP on link %s: %v", spec.Link.Name, err)
 			}
 		})

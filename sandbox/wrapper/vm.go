@@ -97,6 +97,7 @@ func run(ctx context.Context, job Job, ready func(Ready)) (err error) {
 	go v.attend(ctx, ready, answered, ended)
 	_ = v.qemu.cmd.Wait() // what it means is in ProcessState
 	close(ended)
+	nw.stop()
 	exit := v.exit(killsBefore)
 	if err := <-answered; err != nil {
 		return v.startFault(err)
