@@ -3,6 +3,7 @@ package cni_test
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -102,17 +103,8 @@ func (n *node) leases() string { return filepath.Join(n.dir, "leases") }
 
 // bridge is the configuration of an ordinary network; more plugins can be chained to it.
 func (n *node) bridge(version string, more ...string) string {
-	return n.network(version, `[{"subnet":"10.77.0.0/24"}],[{"subnet":"fd00:77::/64"}]`, `{"dst":"0.0.0.0/0"},{"dst":"::/0"}`, more...)
-}
-
-// bridgeIPv4 is for what old plugins cannot do with IPv6: portmap 1.1 fails its own CHECK.
-func (n *node) bridgeIPv4(version string, more ...string) string {
-	return n.network(version, `[{"subnet":"10.77.0.0/24"}]`, `{"dst":"0.0.0.0/0"}`, more...)
-}
-
-func (n *node) network(version, ranges, routes string, more ...string) string {
 	plugins := append([]string{fmt.Sprintf(`{"type":"bridge","bridge":"cni0","isGateway":true,"ipMasq":true,"hairpinMode":true,"mtu":1400,
-		"ipam":{"type":"host-local","dataDir":%q,"ranges":[%s],"routes":[%s]}}`, n.leases(), ranges, routes)}, more...)
+		"ipam":{"type":"host-local","dataDir":%q,"ranges":[[{"subnet":"10.77.0.0/24"}],[{"subnet":"fd00:77::/64"}]],"routes":[{"dst":"0.0.0.0/0"},{"dst":"::/0"}]}}`, n.leases())}, more...)
 	return fmt.Sprintf(`{"cniVersion":%q,"name":"testnet","plugins":[%s]}`, version, strings.Join(plugins, ","))
 }
 
@@ -234,11 +226,16 @@ func secondNIC() int {
 	case "ADD":
 		for _, args := range []string{
 			"link add second0 type veth peer name net1 address 02:00:00:00:00:99 mtu 9000", "link set second0 up",
-			"link set net1 netns " + pod, "-n " + pod + " addr add 10.88.0.2/24 dev net1", "-n " + pod + " link set net1 up",
+			"link set net1 netns " + pod,
 		} {
-			if out, err := exec.Command("ip", strings.Fields(args)...).CombinedOutput(); err != nil {
-				return fail(fmt.Errorf("ip %s: %w %s", args, err, out))
+			if err := ip(args); err != nil {
+				return fail(err)
 			}
+		}
+		if err := netns.Do(pod, func() error {
+			return errors.Join(ip("addr add 10.88.0.2/24 dev net1"), ip("link set net1 up"))
+		}); err != nil {
+			return fail(err)
 		}
 		ifs, _ := conf.PrevResult["interfaces"].([]any)
 		ips, _ := conf.PrevResult["ips"].([]any)
@@ -256,4 +253,11 @@ func secondNIC() int {
 		fmt.Println(`{"cniVersion":"1.1.0","supportedVersions":["0.4.0","1.0.0","1.1.0"]}`)
 	}
 	return 0
+}
+
+func ip(args string) error {
+	if out, err := exec.Command("ip", strings.Fields(args)...).CombinedOutput(); err != nil {
+		return fmt.Errorf("ip %s: %w %s", args, err, out)
+	}
+	return nil
 }
