@@ -34,11 +34,10 @@ func Find(driver Driver) ([]*Group, error) {
 			if !ok {
 				return nil
 			}
-			g, err := New(driver, parent, id)
-			if err != nil {
-				return nil // the name is like ours, but the place is none where we make groups
+			// A name like ours in a place where we make no groups is somebody else's.
+			if g, err := New(driver, parent, id); err == nil {
+				found[g.Path()] = g
 			}
-			found[g.Path()] = g
 			return fs.SkipDir
 		})
 		if err != nil && !errors.Is(err, fs.SkipDir) {

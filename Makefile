@@ -1,0 +1,113 @@
+# Virtlet's build. `make` or `make help` tells what there is.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+MAKEFLAGS += --no-print-directory
+
+GO ?= go
+PREFIX ?= /usr/local
+SYSCONFDIR ?= /etc
+DESTDIR ?=
+UNITDIR ?= $(PREFIX)/lib/systemd/system
+
+# Time limits of the test runs.
+UNIT_TIMEOUT ?= 10m
+E2E_TIMEOUT ?= 20m
+BENCH_TIMEOUT ?= 60m
+# Regular expression over test names, as in go test -run.
+RUN ?= .
+# More flags for go test, such as -v or -short.
+TESTFLAGS ?=
+
+GOLANGCI_LINT := github.com/golangci/golangci-lint/v2/cmd/golangci-lint@v2.15.0
+
+# The version is what Go stamps from git: the tag, or a pseudo-version. Without git, or where git refuses another user's
+# checkout, there is no stamp, and the programs call themselves 0.0.0-devel.
+STAMP := $(shell git rev-parse HEAD >/dev/null 2>&1 && echo true || echo false)
+GOBUILD := CGO_ENABLED=0 $(GO) build -trimpath -buildvcs=$(STAMP) -ldflags "-s -w"
+
+# Needs root: at once for root, by sudo for others. What is built is built as the user all the same.
+AS_ROOT := $(CURDIR)/.ci/as-root
+SUDO := $(if $(filter 0,$(shell id -u)),,sudo)
+
+# End-to-end tests boot VMs; all others are unit tests, though some need root.
+E2E := ./e2e ./e2e/image
+E2E_PROGRAMS := $(CURDIR)/build/e2e
+UNIT = $$($(GO) list ./... | grep -v -x -e '.*/e2e' -e '.*/e2e/image' -e '.*/bench')
+
+.PHONY: help
+help: ## Tell what there is to make
+	@echo "Targets:"
+	@awk -F ':.*## ' '/^[a-z][a-z0-9-]*:.*## / { printf "  %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@echo "Variables: RUN=REGEXP (e2e, unit, bench), TESTFLAGS='-v', PREFIX, DESTDIR (install), VIRTLET_CACHE (test images)"
+
+.PHONY: deps
+deps: ## Install the Debian packages that tests and the demo need, if any is missing
+	@"$(AS_ROOT)" deploy/setup.sh test
+
+.PHONY: build
+build: ## Build the programs into bin/
+	@mkdir -p bin
+	$(GOBUILD) -o bin/ ./cmd/...
+
+.PHONY: demo
+demo: deps build ## Watch a virtual machine run as a pod, and go without a trace
+	@mkdir -p build
+	@$(GO) build -o build/demo ./e2e/demo
+	@"$(AS_ROOT)" build/demo
+
+.PHONY: test
+test: deps check unit e2e ## Check the sources, run unit and end-to-end tests
+
+.PHONY: check
+check: ## Format and vet (the quick part of lint)
+	@unformatted=$$("$$($(GO) env GOROOT)/bin/gofmt" -l $$(git ls-files '*.go' 2>/dev/null || find . -name '*.go')); \
+	if [ -n "$$unformatted" ]; then echo "not formatted by gofmt:" $$unformatted >&2; exit 1; fi
+	$(GO) vet ./...
+	$(GO) vet -tags faultpoints ./...
+
+.PHONY: unit
+unit: ## Run the unit tests with the race detector; RUN=REGEXP picks tests
+	$(GO) test -race -count=1 -timeout $(UNIT_TIMEOUT) -exec '"$(AS_ROOT)"' -run '$(RUN)' $(TESTFLAGS) $(UNIT)
+
+.PHONY: e2e
+e2e: ## Run the tests that boot VMs; RUN=REGEXP picks tests
+	@mkdir -p $(E2E_PROGRAMS)
+	CGO_ENABLED=0 $(GO) build -tags faultpoints -trimpath -ldflags "-s -w" -o $(E2E_PROGRAMS)/ ./cmd/...
+	VIRTLET_E2E_BIN=$(E2E_PROGRAMS) $(GO) test -p 1 -count=1 -timeout $(E2E_TIMEOUT) -exec '"$(AS_ROOT)"' -run '$(RUN)' $(TESTFLAGS) $(E2E)
+
+.PHONY: bench
+bench: deps build ## Measure against bare QEMU and write bench/RESULTS.md
+	VIRTLET_BENCH=1 $(GO) test -count=1 -timeout $(BENCH_TIMEOUT) -exec '"$(AS_ROOT)"' -run '$(if $(filter .,$(RUN)),TestBench,$(RUN))' -v $(TESTFLAGS) ./bench
+
+.PHONY: lint
+lint: check ## Run golangci-lint (built at first use, which takes minutes)
+	$(GO) run $(GOLANGCI_LINT) run ./...
+
+.PHONY: install
+install: build ## Install programs, systemd unit, example configuration and manifests below PREFIX
+	$(INSTALLER) install -d $(DESTDIR)$(PREFIX)/bin $(DESTDIR)$(UNITDIR) $(DESTDIR)$(SYSCONFDIR)/virtlet $(EXAMPLES)
+	$(INSTALLER) install -m 0755 bin/* $(DESTDIR)$(PREFIX)/bin/
+	sed 's|@BINDIR@|$(PREFIX)/bin|' deploy/virtlet.service | $(INSTALLER) install -m 0644 /dev/stdin $(DESTDIR)$(UNITDIR)/virtlet.service
+	$(INSTALLER) install -m 0644 deploy/virtlet.yaml deploy/runtimeclass.yaml deploy/examples/* deploy/cni/* $(EXAMPLES)
+	@# The operator's own configuration stays.
+	[ -e $(DESTDIR)$(SYSCONFDIR)/virtlet/virtlet.yaml ] || \
+		$(INSTALLER) install -m 0644 deploy/virtlet.yaml $(DESTDIR)$(SYSCONFDIR)/virtlet/virtlet.yaml
+	@$(RELOAD)
+	@echo "Installed. What this host lacks: $(PREFIX)/bin/virtlet check. Examples, a CNI configuration among them: $(PREFIX)/share/virtlet"
+
+.PHONY: uninstall
+uninstall: ## Remove what install put there; configuration and state stay
+	$(INSTALLER) rm -f $(addprefix $(DESTDIR)$(PREFIX)/bin/,$(notdir $(wildcard cmd/*))) $(DESTDIR)$(UNITDIR)/virtlet.service
+	$(INSTALLER) rm -rf $(EXAMPLES)
+	@$(RELOAD)
+
+.PHONY: clean
+clean: ## Remove what was built (the cache of test images stays)
+	rm -rf bin build
+
+# A package is staged into DESTDIR without rights.
+INSTALLER = $(if $(DESTDIR),,$(SUDO))
+EXAMPLES = $(DESTDIR)$(PREFIX)/share/virtlet
+RELOAD = if [ -z "$(DESTDIR)" ] && [ -d /run/systemd/system ]; then $(SUDO) systemctl daemon-reload; fi

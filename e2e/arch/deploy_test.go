@@ -1,0 +1,113 @@
+package arch
+
+import (
+	"bytes"
+	"encoding/json"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"reflect"
+	"regexp"
+	"strings"
+	"testing"
+
+	"go.yaml.in/yaml/v3"
+)
+
+// TestExampleConfig holds deploy/virtlet.yaml to the program: every key stands there, in a comment, with its default.
+func TestExampleConfig(t *testing.T) {
+	program := filepath.Join(t.TempDir(), "virtlet")
+	build := exec.Command("go", "build", "-o", program, "./cmd/virtlet")
+	build.Dir = top
+	if out, err := build.CombinedOutput(); err != nil {
+		t.Fatalf("%v\n%s", err, out)
+	}
+	effective := func(config []byte) map[string]any {
+		t.Helper()
+		file := filepath.Join(t.TempDir(), "virtlet.yaml")
+		if err := os.WriteFile(file, config, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		cmd := exec.Command(program, "config", "--config", file)
+		var stderr bytes.Buffer
+		cmd.Stderr = &stderr
+		out, err := cmd.Output()
+		if err != nil {
+			t.Fatalf("%v\n%s", err, stderr.String())
+		}
+		values := map[string]any{}
+		if err := yaml.Unmarshal(out, &values); err != nil {
+			t.Fatal(err)
+		}
+		return values
+	}
+	asShipped, err := os.ReadFile(top + "/deploy/virtlet.yaml")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defaults := effective(asShipped)
+	if shown := effective(regexp.MustCompile(`(?m)^#([a-z])`).ReplaceAll(asShipped, []byte("$1"))); !reflect.DeepEqual(shown, defaults) {
+		t.Errorf("with the comments taken away:\n%v\nthe defaults:\n%v", shown, defaults)
+	}
+	for key := range defaults {
+		if !bytes.Contains(asShipped, []byte("\n#"+key+":")) {
+			t.Errorf("the key %s does not stand there", key)
+		}
+	}
+}
+
+// TestUnitKeepsHostsMounts: in a mount namespace of its own the daemon would pin network namespaces that nobody else
+// sees, and CNI plugins and people's `ip netns` would fail.
+func TestUnitKeepsHostsMounts(t *testing.T) {
+	unit, err := os.ReadFile(top + "/deploy/virtlet.service")
+	if err != nil {
+		t.Fatal(err)
+	}
+	makesNamespace := regexp.MustCompile(`^(Private(Tmp|Devices|Mounts|Network|Users|IPC)|Protect(System|Home|KernelTunables|KernelModules|KernelLogs|ControlGroups|Proc|Hostname|Clock)|ProcSubset|` +
+		`(ReadOnly|ReadWrite|Inaccessible|Exec|NoExec|BindReadOnly|Bind)Paths|TemporaryFileSystem|RootDirectory|RootImage|MountFlags|MountImages|MountAPIVFS|DynamicUser|LoadCredential|MemoryDenyWriteExecute)=`)
+	want := map[string]bool{"Type=notify": false, "KillMode=process": false, "RuntimeDirectoryPreserve=yes": false, "Delegate=yes": false, "Restart=on-failure": false}
+	for line := range strings.Lines(string(unit)) {
+		line = strings.TrimSpace(line)
+		if makesNamespace.MatchString(line) {
+			t.Errorf("%s must not stand there", line)
+		}
+		if _, ok := want[line]; ok {
+			want[line] = true
+		}
+	}
+	for line, found := range want {
+		if !found {
+			t.Errorf("%s is missing: a restart would take the VMs along, or leave them unfound", line)
+		}
+	}
+}
+
+// TestExamplesParse: the manifests are YAML and the CNI example JSON, of the kinds that their names say.
+func TestExamplesParse(t *testing.T) {
+	for file, kind := range map[string]string{"runtimeclass.yaml": "RuntimeClass", "examples/pod.yaml": "Pod"} {
+		var doc struct {
+			Kind    string
+			Handler string
+			Spec    struct {
+				RuntimeClassName string `yaml:"runtimeClassName"`
+			}
+		}
+		b, err := os.ReadFile(filepath.Join(top, "deploy", file))
+		if err == nil {
+			err = yaml.Unmarshal(b, &doc)
+		}
+		if err != nil || doc.Kind != kind || doc.Handler+doc.Spec.RuntimeClassName != "virtlet" {
+			t.Errorf("%s: %+v, %v", file, doc, err)
+		}
+	}
+	var conf struct {
+		Plugins []struct{ Type string }
+	}
+	b, err := os.ReadFile(top + "/deploy/cni/10-virtlet.conflist")
+	if err == nil {
+		err = json.Unmarshal(b, &conf)
+	}
+	if err != nil || len(conf.Plugins) == 0 || conf.Plugins[0].Type != "bridge" {
+		t.Errorf("the CNI example: %+v, %v", conf, err)
+	}
+}
