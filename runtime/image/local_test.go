@@ -10,7 +10,7 @@ import (
 
 func TestPullLocal(t *testing.T) {
 	dir, outside := t.TempDir(), t.TempDir()
-	content := disk("l", 5000)
+	content := fakeDisk("l", 5000)
 	must(t, os.WriteFile(filepath.Join(dir, "cirros.qcow2"), content, 0o600),
 		os.WriteFile(filepath.Join(dir, "text"), []byte("text"), 0o600),
 		os.Mkdir(filepath.Join(dir, "sub"), 0o700),

@@ -14,7 +14,7 @@ import (
 )
 
 func TestPull(t *testing.T) {
-	content := disk("cirros", 700<<10)
+	content := fakeDisk("cirros", 700<<10)
 	srv := newServer(t)
 	srv.serve("/c.qcow2", content)
 	ts := newService(t)
@@ -38,7 +38,7 @@ func TestPull(t *testing.T) {
 }
 
 func TestPullFaults(t *testing.T) {
-	content := disk("x", 100<<10)
+	content := fakeDisk("x", 100<<10)
 	srv := newServer(t)
 	srv.serve("/good", content)
 	srv.serve("/no-disk", []byte("<html>login, please</html>"))
@@ -129,7 +129,7 @@ func TestPullFaults(t *testing.T) {
 }
 
 func TestPullByDigest(t *testing.T) {
-	content := disk("d", 5000)
+	content := fakeDisk("d", 5000)
 	srv := newServer(t)
 	srv.serve("/d", content)
 	ts := newService(t)
@@ -149,7 +149,7 @@ func TestPullByDigest(t *testing.T) {
 }
 
 func TestPullFollowsRedirects(t *testing.T) {
-	content := disk("r", 5000)
+	content := fakeDisk("r", 5000)
 	srv, other := newServer(t), newServer(t)
 	srv.mux.Handle("/a", http.RedirectHandler("/b", http.StatusMovedPermanently))
 	srv.mux.Handle("/b", http.RedirectHandler(other.URL+"/c", http.StatusTemporaryRedirect))
@@ -176,7 +176,7 @@ func TestPullFollowsRedirects(t *testing.T) {
 }
 
 func TestPullCredentials(t *testing.T) {
-	content := disk("a", 5000)
+	content := fakeDisk("a", 5000)
 	srv, other := newServer(t), newServer(t)
 	guarded := func(want string) http.HandlerFunc {
 		return func(w http.ResponseWriter, r *http.Request) {
@@ -226,7 +226,7 @@ func TestPullCredentials(t *testing.T) {
 }
 
 func TestPullThroughProxy(t *testing.T) {
-	content := disk("p", 5000)
+	content := fakeDisk("p", 5000)
 	proxy := newServer(t)
 	proxy.serve("/x", content)
 	u, err := url.Parse(proxy.URL)

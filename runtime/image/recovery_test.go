@@ -12,7 +12,7 @@ import (
 )
 
 func TestOpen(t *testing.T) {
-	content := disk("o", 5000)
+	content := fakeDisk("o", 5000)
 	id := idOf(content)
 	srv := newServer(t)
 	srv.serve("/a", content)
@@ -78,7 +78,7 @@ func TestOpen(t *testing.T) {
 
 // TestStoreFails lets each update of the records fail in turn; at no step may anything be left that nobody frees.
 func TestStoreFails(t *testing.T) {
-	content := disk("s", 5000)
+	content := fakeDisk("s", 5000)
 	srv := newServer(t)
 	srv.serve("/a", content)
 	name := srv.host() + "/a"
@@ -105,7 +105,7 @@ func TestStoreFails(t *testing.T) {
 
 // TestCrash stops at each step between the record and the file, and starts anew.
 func TestCrash(t *testing.T) {
-	content := disk("k", 5000)
+	content := fakeDisk("k", 5000)
 	id := idOf(content)
 	intent := Image{ID: id, Size: 5000, Removed: true}
 	for name, c := range map[string]struct{ record, file bool }{
@@ -145,7 +145,7 @@ func tinyFS(t *testing.T) string {
 }
 
 func TestDiskFull(t *testing.T) {
-	big := disk("b", 2<<20)
+	big := fakeDisk("b", 2<<20)
 	srv := newServer(t)
 	srv.mux.HandleFunc("/declared", func(w http.ResponseWriter, _ *http.Request) {
 		w.Header().Set("Content-Length", strconv.Itoa(len(big)))
@@ -165,7 +165,7 @@ func TestDiskFull(t *testing.T) {
 
 func TestFsInfo(t *testing.T) {
 	fs := tinyFS(t)
-	content := disk("f", 100<<10)
+	content := fakeDisk("f", 100<<10)
 	srv := newServer(t)
 	srv.serve("/a", content)
 	ts := openService(t, filepath.Join(fs, "images"), &memStore{})

@@ -12,7 +12,7 @@ import (
 )
 
 func TestNames(t *testing.T) {
-	one, two := disk("one", 5000), disk("two", 6000)
+	one, two := fakeDisk("one", 5000), fakeDisk("two", 6000)
 	srv := newServer(t)
 	srv.serve("/a", one)
 	srv.serve("/b", one)
@@ -94,7 +94,7 @@ func TestNames(t *testing.T) {
 }
 
 func TestRemove(t *testing.T) {
-	content := disk("c", 5000)
+	content := fakeDisk("c", 5000)
 	id := idOf(content)
 	srv := newServer(t)
 	srv.serve("/a", content)

@@ -22,8 +22,8 @@ import (
 
 const magic = "QFI\xfb"
 
-// disk makes content that the tests' inspector takes for a disk.
-func disk(seed string, size int) []byte {
+// fakeDisk makes content that the tests' inspector takes for a disk.
+func fakeDisk(seed string, size int) []byte {
 	return append([]byte(magic), bytes.Repeat([]byte(seed), size/len(seed)+1)...)[:size]
 }
 

@@ -53,7 +53,7 @@ func waitFor(t *testing.T, what string, ok func() bool) {
 }
 
 func TestPullTogether(t *testing.T) {
-	content := disk("t", 50<<10)
+	content := fakeDisk("t", 50<<10)
 	start := func(ts *testService, ctx context.Context, name string, auth *Auth) chan error {
 		done := make(chan error, 1)
 		go func() {

@@ -1,0 +1,30 @@
+package image
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"github.com/virtlet/virtlet/sandbox/disk"
+)
+
+// DiskInspector is the real Inspector. Its value is the path of qemu-img, or a name in PATH.
+type DiskInspector string
+
+// Inspect refuses what package disk finds wrong with the content. Faults of the inspection itself, such as a missing
+// qemu-img, blame nobody.
+func (qemuImg DiskInspector) Inspect(ctx context.Context, path string) (Info, error) {
+	info, err := disk.Inspect(ctx, string(qemuImg), path)
+	for _, fault := range []error{
+		disk.ErrNotADisk, disk.ErrBackingFile, disk.ErrDataFile, disk.ErrEncrypted, disk.ErrTooLarge, disk.ErrTruncated,
+		disk.ErrDamaged, disk.ErrUnsupported,
+	} {
+		if errors.Is(err, fault) {
+			return Info{}, fmt.Errorf("%w: %w", ErrRefused, err)
+		}
+	}
+	if err != nil {
+		return Info{}, err
+	}
+	return Info{Format: info.Format, VirtualSize: info.VirtualSize}, nil
+}

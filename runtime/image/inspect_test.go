@@ -1,0 +1,52 @@
+package image
+
+import (
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"testing"
+
+	"github.com/virtlet/virtlet/sandbox/disk"
+)
+
+// TestPullInspected pulls what the real qemu-img made, and what no guest may have.
+func TestPullInspected(t *testing.T) {
+	dir := t.TempDir()
+	qemuImg := func(args ...string) {
+		cmd := exec.Command("qemu-img", args...)
+		cmd.Dir = dir
+		if out, err := cmd.CombinedOutput(); err != nil {
+			t.Fatalf("qemu-img %v: %v: %s", args, err, out)
+		}
+	}
+	qemuImg("create", "-q", "-f", "qcow2", "good", "8M")
+	qemuImg("create", "-q", "-f", "qcow2", "-b", "good", "-F", "qcow2", "backed")
+	must(t, os.WriteFile(filepath.Join(dir, "text"), []byte("no disk"), 0o600))
+	raw := make([]byte, 1<<20)
+	raw[510], raw[511] = 0x55, 0xaa
+	must(t, os.WriteFile(filepath.Join(dir, "raw"), raw, 0o600))
+	srv := newServer(t)
+	srv.mux.Handle("/", http.FileServer(http.Dir(dir)))
+
+	ts := newService(t, func(c *Config) { c.Inspector = DiskInspector("qemu-img") })
+	for name, want := range map[string]Image{
+		"/good": {Format: "qcow2", VirtualSize: 8 << 20},
+		"/raw":  {Format: "raw", VirtualSize: 1 << 20},
+	} {
+		img := ts.pull(srv.host() + name)
+		diff(t, name, want, Image{Format: img.Format, VirtualSize: img.VirtualSize})
+		must(t, ts.Remove(t.Context(), img.ID))
+	}
+	for name, fault := range map[string]error{"/text": disk.ErrNotADisk, "/backed": disk.ErrBackingFile} {
+		_, err := ts.Pull(t.Context(), srv.host()+name, nil)
+		wantError(t, err, ErrRefused, srv.host()+name)
+		wantError(t, err, fault)
+	}
+	ts.wantNothing()
+
+	missing := newService(t, func(c *Config) { c.Inspector = DiskInspector("/nonexistent/qemu-img") })
+	_, err := missing.Pull(t.Context(), srv.host()+"/good", nil)
+	wantError(t, err, disk.ErrQEMUImgMissing)
+	missing.wantNothing()
+}
