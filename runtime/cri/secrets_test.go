@@ -1,0 +1,42 @@
+package cri
+
+import (
+	"errors"
+	"strings"
+	"testing"
+
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+)
+
+// Whatever is logged, at the most talkative level, of calls that carry secrets and fail.
+func TestSecretsStayOutOfTheLog(t *testing.T) {
+	b := newBench(t)
+	pod := b.addPod()
+	path, _ := b.pull(t, "disk.img", "content")
+	b.machines.fail = errors.New("surprise")
+	secret := map[string]string{"VirtletSSHKeys": "ssh-ed25519 sesame", "VirtletCloudInitUserData": "#cloud-config\npassword: sesame"}
+
+	run, create := kubeletPod(), kubeletContainer(pod.ID, path)
+	run.Config.Annotations, create.Config.Annotations, create.Config.Image.Annotations = secret, secret, secret
+	create.Config.Envs = []*runtimeapi.KeyValue{{Key: "PASSWORD", Value: []byte("sesame")}}
+	_, err1 := b.runtime.RunPodSandbox(t.Context(), run)
+	_, err2 := b.runtime.CreateContainer(t.Context(), create)
+	_, err3 := b.image.PullImage(t.Context(), &runtimeapi.PullImageRequest{
+		Image: &runtimeapi.ImageSpec{Image: "http://user:sesame@127.0.0.1:1/x?signature=sesame", Annotations: secret},
+		Auth:  &runtimeapi.AuthConfig{Username: "user", Password: "sesame", Auth: "sesame", RegistryToken: "sesame"}, SandboxConfig: run.GetConfig(),
+	})
+	for _, err := range []error{err1, err2, err3} {
+		if err == nil || strings.Contains(err.Error(), "sesame") {
+			t.Errorf("error %v", err)
+		}
+	}
+	log := b.log.String()
+	if strings.Contains(log, "sesame") {
+		t.Errorf("the log holds a secret:\n%s", log)
+	}
+	for _, want := range []string{"RunPodSandbox", "CreateContainer", "PullImage", "shop/web-0", "surprise"} {
+		if !strings.Contains(log, want) {
+			t.Errorf("the log lacks %q:\n%s", want, log)
+		}
+	}
+}
