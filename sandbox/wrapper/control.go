@@ -15,6 +15,8 @@ const (
 	maxRequest = 4 << 10
 	// reopenTimeout is how long a reopening waits for the disk to finish a write.
 	reopenTimeout = 5 * time.Second
+	// acceptPause is the time between attempts to accept a connection when the kernel cannot.
+	acceptPause = 100 * time.Millisecond
 )
 
 // control serves the control socket, one request a connection. Who can connect is root: the socket is 0600 in a 0700
@@ -26,15 +28,19 @@ type control struct {
 }
 
 func (c *control) serve() {
+	complained := false
 	for {
 		conn, err := c.listener.AcceptUnix()
 		if errors.Is(err, net.ErrClosed) {
 			return
 		}
 		if err != nil {
-			// Out of descriptors: some will be free again.
-			complain("accepting a control connection: %v", err)
-			time.Sleep(100 * time.Millisecond)
+			if !complained {
+				complain("accepting a control connection: %v", err)
+				complained = true
+			}
+			// Out of descriptors or memory: there is no event for some to be free again.
+			time.Sleep(acceptPause)
 			continue
 		}
 		c.conns.Go(func() { c.answer(conn) })

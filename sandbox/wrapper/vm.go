@@ -24,7 +24,9 @@ const (
 	// drainTimeout bounds the wait for each stream that ends with QEMU.
 	drainTimeout = time.Second
 	// clientsTimeout is what attach clients get to read the last bytes, after everything else is done.
-	clientsTimeout = time.Second
+	clientsTimeout = 300 * time.Millisecond
+	// codeUnknown is the exit code when the kernel tells none.
+	codeUnknown = 255
 )
 
 // vm is one machine from start to exit record.
@@ -236,9 +238,12 @@ func (v *vm) exit(killsBefore int64) Exit {
 	}
 	v.log.close()
 
-	status := v.qemu.cmd.ProcessState.Sys().(syscall.WaitStatus)
-	e.Code = status.ExitStatus()
-	if status.Signaled() {
+	e.Code = codeUnknown
+	if state := v.qemu.cmd.ProcessState; state == nil {
+		complain("waiting for QEMU: its status was not to be had")
+	} else if status := state.Sys().(syscall.WaitStatus); !status.Signaled() {
+		e.Code = status.ExitStatus()
+	} else {
 		e.Code = 128 + int(status.Signal())
 		e.Signal = unix.SignalName(status.Signal())
 		e.OOMKilled = status.Signal() == syscall.SIGKILL && oomKills(v.job.OOMEventsFile) > killsBefore
