@@ -110,23 +110,23 @@ func (s *Service) openURL(ctx context.Context, ref reference, u *url.URL, auth *
 		return nil, statusError(resp)
 	}
 	return &source{
-		ReadCloser: &watched{ctx: ctx, body: resp.Body, url: resp.Request.URL, size: resp.ContentLength,
-			watch: watch, stall: s.cfg.StallTimeout, stop: stop},
+		ReadCloser: &watched{
+			body: resp.Body, size: resp.ContentLength, watch: watch, stall: s.cfg.StallTimeout, stop: stop,
+			fault: func(err error) error { return transferError(ctx, resp.Request.URL, err) },
+		},
 		from: redactURL(u),
 		size: resp.ContentLength,
 	}, nil
 }
 
-// watched is a response's body that says what was wrong when it breaks. It lives as long as one request does, and so
-// may hold the request's context.
+// watched is a response's body that says what was wrong when it breaks.
 type watched struct {
-	ctx   context.Context
 	body  io.ReadCloser
-	url   *url.URL
 	got   int64
 	size  int64
 	watch *time.Timer // runs only while a read waits for the source, not while our disk is slow
 	stall time.Duration
+	fault func(error) error
 	stop  func()
 }
 
@@ -141,7 +141,7 @@ func (w *watched) Read(b []byte) (int, error) {
 		} else {
 			err = fmt.Errorf("after %d bytes: %w", w.got, err)
 		}
-		err = transferError(w.ctx, w.url, err)
+		err = w.fault(err)
 	}
 	return n, err
 }

@@ -3,6 +3,7 @@ package image
 import (
 	"context"
 	"errors"
+	"fmt"
 	"net/http"
 	"os"
 	"strings"
@@ -212,4 +213,52 @@ func inode(t *testing.T, path string) uint64 {
 	info, err := os.Stat(path)
 	must(t, err)
 	return info.Sys().(*syscall.Stat_t).Ino
+}
+
+// TestEverythingAtOnce mixes all that changes the store. In the end each listed image has its content, and removing
+// and collecting leaves nothing.
+func TestEverythingAtOnce(t *testing.T) {
+	srv, ts, ctx := newServer(t), newService(t), t.Context()
+	var names []string
+	for i := range 4 {
+		path := fmt.Sprintf("/%d", i)
+		srv.serve(path, fakeDisk(fmt.Sprint(i%3), 20<<10)) // two names of one content
+		names = append(names, srv.host()+path)
+	}
+	var wg sync.WaitGroup
+	for worker := range 8 {
+		wg.Go(func() {
+			for i := range 40 {
+				name := names[(worker*7+i*3)%len(names)]
+				var err error
+				switch (worker + i) % 4 {
+				case 0, 1:
+					_, err = ts.Pull(ctx, name, nil)
+				case 2:
+					err = ts.Remove(ctx, name)
+				case 3:
+					if lease, leaseErr := ts.Acquire(name); leaseErr == nil {
+						_, err = ts.Collect(ctx)
+						if _, gone := os.Stat(lease.Path); gone != nil {
+							t.Errorf("leased content: %v", gone)
+						}
+						lease.Release()
+					}
+				}
+				if err != nil {
+					t.Error(err)
+				}
+			}
+		})
+	}
+	wg.Wait()
+	for _, img := range ts.List() {
+		if content, err := os.ReadFile(ts.contents.path(img.ID)); err != nil || idOf(content) != img.ID {
+			t.Errorf("%s has not its content: %v", img.ID, err)
+		}
+		must(t, ts.Remove(ctx, img.ID))
+	}
+	_, err := ts.Collect(ctx)
+	must(t, err)
+	ts.wantNothing()
 }
