@@ -6,9 +6,11 @@ import (
 	"context"
 	"flag"
 	"fmt"
+	"net/url"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
@@ -112,7 +114,7 @@ func within(t *testing.T, d time.Duration) context.Context {
 	return ctx
 }
 
-// boot runs a pod with a VM and returns when its page answers.
+// boot runs a pod with a VM and returns when the guest is up.
 func boot(t *testing.T, r *rig.Rig, name, image string) *rig.Pod {
 	t.Helper()
 	ctx := within(t, 2*time.Minute)
@@ -120,8 +122,8 @@ func boot(t *testing.T, r *rig.Rig, name, image string) *rig.Pod {
 	if err != nil {
 		t.Fatalf("booting %s: %v", name, err)
 	}
-	if _, err := p.Page(ctx); err != nil {
-		t.Fatalf("%v; its log:\n%s", err, p.Log())
+	if _, err := p.Facts(ctx); err != nil {
+		t.Fatal(err)
 	}
 	return p
 }
@@ -141,6 +143,21 @@ func ok(t *testing.T, err error) {
 	t.Helper()
 	if err != nil {
 		t.Fatal(err)
+	}
+}
+
+// speak makes the guest print a line on its console.
+func speak(t *testing.T, p *rig.Pod, line string) {
+	t.Helper()
+	must[string](t)(p.Fetch(within(t, time.Minute), "/console?text="+url.QueryEscape(line)))
+}
+
+// renew makes the guest ask for its address anew, from the start.
+func renew(t *testing.T, p *rig.Pod) {
+	t.Helper()
+	out := must[string](t)(p.Exec(within(t, time.Minute), "udhcpc -i eth0 -n -q -t 5 -T 1 -s /bin/true 2>&1"))
+	if !strings.Contains(out, p.IP) {
+		t.Errorf("the guest was not given its address %s again: %s", p.IP, out)
 	}
 }
 

@@ -5,18 +5,19 @@ import (
 	"testing"
 	"time"
 
+	"github.com/virtlet/virtlet/e2e/image"
 	"github.com/virtlet/virtlet/e2e/rig"
 )
 
 // TestPodMainPath is the whole life of a VM pod: run, boot, DHCP, page, log, stop, remove.
 func TestPodMainPath(t *testing.T) {
-	r, image := host(t, rig.Options{})
-	p := boot(t, r, "main-path", image)
+	r, name := host(t, rig.Options{})
+	p := boot(t, r, "main-path", name)
 	ctx := within(t, time.Minute)
 
-	page := must[rig.Page](t)(p.Page(ctx))
-	if got := page.Get("hostname"); got != "main-path" {
-		t.Errorf("the guest's host name is %q", got)
+	facts := must[image.Facts](t)(p.Facts(ctx))
+	if facts.Hostname != "main-path" {
+		t.Errorf("the guest's host name is %q", facts.Hostname)
 	}
 	if !strings.HasPrefix(p.IP, "10.88.") {
 		t.Errorf("the pod's address is %q", p.IP)

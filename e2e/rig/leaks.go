@@ -8,6 +8,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -18,25 +19,28 @@ import (
 	"github.com/virtlet/virtlet/netns"
 )
 
-// Leftovers looks for everything that a pod can leave behind: processes, cgroups, network namespaces, mounts, links,
-// IPAM leases, firewall chains, sockets and files. It is nil when there is nothing.
-func (r *Rig) Leftovers() error {
-	var found []error
+// Traces is everything that pods have on the host: processes, cgroups, network namespaces, mounts, links, IPAM leases,
+// firewall chains, sockets and files, a line each, sorted.
+func (r *Rig) Traces() ([]string, error) {
+	var all []string
+	var errs []error
 	for _, look := range []func() ([]string, error){
 		r.strayProcesses, r.strayCgroups, r.strayMounts, r.strayLinks, r.strayLeases, r.strayChains, r.strayFiles,
 	} {
-		left, err := look()
-		if err != nil {
-			found = append(found, err)
-		}
-		for _, l := range left {
-			found = append(found, errors.New(l))
-		}
+		found, err := look()
+		all, errs = append(all, found...), append(errs, err)
 	}
-	if err := errors.Join(found...); err != nil {
-		return fmt.Errorf("left behind on rig %s:\n%w", r.Name, err)
+	slices.Sort(all)
+	return all, errors.Join(errs...)
+}
+
+// Leftovers is an error that lists the traces, or nil when there are none, as it must be when all pods are removed.
+func (r *Rig) Leftovers() error {
+	traces, err := r.Traces()
+	if err == nil && len(traces) == 0 {
+		return nil
 	}
-	return nil
+	return errors.Join(err, fmt.Errorf("left behind on rig %s:\n%s", r.Name, strings.Join(traces, "\n")))
 }
 
 // strayPIDs are processes, other than the daemon and this one, whose arguments name the rig or one of its pods.

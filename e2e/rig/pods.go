@@ -2,14 +2,18 @@ package rig
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
+	"net/url"
 	"os"
 	"path/filepath"
 	"strings"
 	"time"
 
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/virtlet/virtlet/e2e/image"
 )
 
 // Status is a container status of CRI.
@@ -167,13 +171,22 @@ func (p *Pod) AwaitState(ctx context.Context, want runtimeapi.ContainerState) (*
 	}
 }
 
-// Page fetches the guest's page of facts, waiting for the guest to come up.
-func (p *Pod) Page(ctx context.Context) (Page, error) {
-	body, err := p.rig.Get(ctx, "http://"+hostOf(p.IP)+"/")
-	if err != nil {
-		return nil, fmt.Errorf("the page of %s: %w", p.Name, err)
+// Facts are what the guest tells of itself, as soon as it is up.
+func (p *Pod) Facts(ctx context.Context) (image.Facts, error) {
+	var f image.Facts
+	body, err := p.rig.Get(ctx, "http://"+hostOf(p.IP)+"/json")
+	if err == nil {
+		err = json.Unmarshal([]byte(body), &f)
 	}
-	return parsePage(body), nil
+	if err != nil {
+		return f, fmt.Errorf("the facts of %s: %w; its log:\n%s", p.Name, err, p.Log())
+	}
+	return f, nil
+}
+
+// Exec runs a shell command in the guest, by way of its web server, and returns what it printed.
+func (p *Pod) Exec(ctx context.Context, command string) (string, error) {
+	return p.Fetch(ctx, "/exec?cmd="+url.QueryEscape(command))
 }
 
 // Fetch fetches another path from the guest's web server.
@@ -186,27 +199,6 @@ func hostOf(ip string) string {
 		return "[" + ip + "]"
 	}
 	return ip
-}
-
-// Page is the guest's page of facts: "key: value" lines.
-type Page map[string][]string
-
-func parsePage(body string) Page {
-	p := Page{}
-	for line := range strings.Lines(body) {
-		if k, v, ok := strings.Cut(strings.TrimSpace(line), ": "); ok {
-			p[k] = append(p[k], v)
-		}
-	}
-	return p
-}
-
-// Get is the first value of a key.
-func (p Page) Get(key string) string {
-	if len(p[key]) == 0 {
-		return ""
-	}
-	return p[key][0]
 }
 
 // LogPath is the VM's log file.
