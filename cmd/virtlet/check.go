@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"text/tabwriter"
@@ -33,7 +34,10 @@ type checkReport struct {
 
 // checkHost looks at everything there is to look at. It changes nothing.
 func checkHost(ctx context.Context, conf Config) checkReport {
-	p := newProber(conf)
+	return newProber(conf).report(ctx)
+}
+
+func (p prober) report(ctx context.Context) checkReport {
 	report := checkReport{OK: true}
 	for _, look := range []func(context.Context) []checkItem{
 		p.rights, p.accelerator, p.programs, p.cgroups, p.network, p.devices, p.directories, p.socket,
@@ -58,7 +62,7 @@ func (r checkReport) err() error {
 	case 0:
 		return nil
 	case 1:
-		return fmt.Errorf("this host cannot run pods yet: one thing is missing")
+		return errors.New("this host cannot run pods yet: one thing is missing")
 	}
 	return fmt.Errorf("this host cannot run pods yet: %d things are missing", missing)
 }

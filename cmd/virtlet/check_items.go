@@ -215,20 +215,27 @@ func existing(path string) string {
 }
 
 func diskSpace(dir string) checkItem {
-	const name, todo = "disk space", "free some, or move `state-dir`"
 	var st unix.Statfs_t
 	if err := unix.Statfs(dir, &st); err != nil {
-		return missing(name, fmt.Sprintf("%s: %v", dir, err), todo)
+		return missing(spaceName, fmt.Sprintf("%s: %v", dir, err), spaceTodo)
 	}
-	free := int64(st.Bavail) * st.Bsize
+	return judgeSpace(dir, int64(st.Bavail)*st.Bsize)
+}
+
+const (
+	spaceName = "disk space"
+	spaceTodo = "free some, or move `state-dir`"
+)
+
+func judgeSpace(dir string, free int64) checkItem {
 	detail := fmt.Sprintf("%s free on the file system of %s", quantity(free), dir)
 	switch {
 	case free < leastSpace:
-		return missing(name, detail, todo)
+		return missing(spaceName, detail, spaceTodo)
 	case free < easySpace:
-		return warning(name, detail, todo)
+		return warning(spaceName, detail, spaceTodo)
 	}
-	return ok(name, "%s", detail)
+	return ok(spaceName, "%s", detail)
 }
 
 // quantity is a size for people, in whole MiB.

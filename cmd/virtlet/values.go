@@ -156,7 +156,7 @@ func (l *listValue) Replace(items []string) error {
 	if len(items) == 0 && l.rule("") == nil {
 		return errors.New("is empty; name at least one")
 	}
-	*l.to, l.touched = append([]string{}, items...), true
+	*l.to, l.touched = append([]string(nil), items...), true
 	return nil
 }
 
