@@ -6,7 +6,9 @@ package main
 
 import (
 	"bufio"
+	"errors"
 	"fmt"
+	"io"
 	"net"
 	"os"
 	"os/exec"
@@ -46,8 +48,27 @@ func main() {
 	if err != nil {
 		out = os.Stdout
 	}
+	mountAll()
 	g := &guest{console: out}
 	g.run()
+}
+
+// mountAll mounts what init's caller has not; the root disk, /proc and /dev are there. After a respawn all fail: no harm.
+func mountAll() {
+	for _, m := range []struct{ fstype, dir, options string }{
+		{"sysfs", "/sys", ""}, {"tmpfs", "/run", "mode=755"}, {"devpts", "/dev/pts", ""}, {"tmpfs", "/dev/shm", ""},
+	} {
+		if err := os.Mkdir(m.dir, 0o755); errors.Is(err, os.ErrExist) && isMounted(m.dir) {
+			continue
+		}
+		syscall.Mount(m.fstype, m.dir, m.fstype, 0, m.options)
+	}
+}
+
+// isMounted tells by the device number whether something is mounted on dir.
+func isMounted(dir string) bool {
+	var at, above syscall.Stat_t
+	return syscall.Stat(dir, &at) == nil && syscall.Stat(filepath.Dir(dir), &above) == nil && at.Dev != above.Dev
 }
 
 func (g *guest) say(format string, args ...any) {
@@ -55,8 +76,14 @@ func (g *guest) say(format string, args ...any) {
 }
 
 func (g *guest) run() {
-	if err := loadModules("/lib/modules"); err != nil {
-		g.say("%v", err)
+	lists := []string{"order"}
+	if controllers, _ := filepath.Glob("/sys/bus/virtio/devices/*/device"); hasSCSI(controllers) {
+		lists = append(lists, "order.scsi")
+	}
+	for _, list := range lists {
+		if err := loadModules("/lib/modules", list); err != nil {
+			g.say("%v", err)
+		}
 	}
 	go g.watchPowerButton()
 	g.readSeed()
@@ -65,6 +92,8 @@ func (g *guest) run() {
 
 	go g.serveHTTP()
 	g.configureNetwork()
+	// From here on only grave kernel messages go to the console: they would cut into this line and the login prompt.
+	os.WriteFile("/proc/sys/kernel/printk", []byte("4"), 0o644)
 	g.say("up after %ss hostname=%s ip=%s", strings.Fields(read("/proc/uptime"))[0], hostname(), strings.Join(globalAddresses(), ","))
 	go g.serveSSH()
 	g.runCommands()
@@ -74,11 +103,21 @@ func (g *guest) run() {
 	g.serveLogin()
 }
 
-// loadModules inserts the modules below dir in the order that its file "order" gives. Those whose device is absent load
-// all the same and do nothing.
-func loadModules(dir string) error {
+// hasSCSI looks for virtio's device number of a SCSI controller.
+func hasSCSI(devices []string) bool {
+	for _, d := range devices {
+		if strings.TrimSpace(read(d)) == "0x0008" {
+			return true
+		}
+	}
+	return false
+}
+
+// loadModules inserts the modules below dir in the order that the file list in it gives. Those whose device is absent
+// load all the same and do nothing.
+func loadModules(dir, list string) error {
 	var failed []string
-	for _, name := range strings.Fields(read(filepath.Join(dir, "order"))) {
+	for _, name := range strings.Fields(read(filepath.Join(dir, list))) {
 		f, err := os.Open(filepath.Join(dir, name))
 		if err != nil {
 			return fmt.Errorf("loading module %s: %w", name, err)
@@ -268,14 +307,18 @@ func (g *guest) facts() image.Facts {
 	return f
 }
 
-// scan calls f with each line of a file.
+// scan calls f with the words of each line of a file.
 func scan(path string, f func(fields []string)) {
 	file, err := os.Open(path)
 	if err != nil {
 		return
 	}
 	defer file.Close()
-	for s := bufio.NewScanner(file); s.Scan(); {
+	scanLines(file, f)
+}
+
+func scanLines(r io.Reader, f func(fields []string)) {
+	for s := bufio.NewScanner(r); s.Scan(); {
 		if fields := strings.Fields(s.Text()); len(fields) > 0 {
 			f(fields)
 		}

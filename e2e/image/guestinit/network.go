@@ -27,7 +27,7 @@ func (g *guest) configureNetwork() {
 		return
 	}
 	leases := make(chan string, 16)
-	go scan("/dev/fd/"+fmt.Sprint(fifo.Fd()), func(fields []string) {
+	go scanLines(fifo, func(fields []string) {
 		if len(fields) == 2 {
 			g.leaseTaken(fields[1])
 			select {
