@@ -101,7 +101,7 @@ func call(ctx context.Context, runDir, op string) (_ *net.UnixConn, r reply, err
 			conn.Close()
 		}
 	}()
-	interrupt := context.AfterFunc(ctx, func() { conn.SetDeadline(time.Unix(1, 0)) })
+	interrupt := context.AfterFunc(ctx, func() { _ = conn.SetDeadline(time.Unix(1, 0)) })
 	fail := func(doing string, err error) (*net.UnixConn, reply, error) {
 		if ctx.Err() != nil {
 			err = ctx.Err()

@@ -2,7 +2,9 @@ package wrapper
 
 import (
 	"bytes"
+	"errors"
 	"net"
+	"os"
 	"sync"
 	"time"
 )
@@ -62,7 +64,7 @@ func (c *console) read(log recordSink) {
 		if err == nil {
 			continue
 		}
-		if e, ok := err.(net.Error); ok && e.Timeout() {
+		if errors.Is(err, os.ErrDeadlineExceeded) {
 			continue
 		}
 		lines.end(now)

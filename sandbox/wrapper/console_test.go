@@ -2,6 +2,7 @@ package wrapper
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -170,7 +171,7 @@ func TestConsole(t *testing.T) {
 		if n := c.attached(); n != 1 {
 			t.Fatalf("%d clients before its time, want 1", n)
 		}
-		time.Sleep(1)
+		time.Sleep(time.Nanosecond)
 		synctest.Wait()
 		if n := c.attached(); n != 0 {
 			t.Errorf("%d clients after its time, want 0", n)
@@ -186,7 +187,7 @@ func TestConsole(t *testing.T) {
 			t.Errorf("read %q, %v", got, err)
 		}
 		if late := attachTo(t, c); late != nil {
-			if n, err := late.Read(make([]byte, 1)); err != io.EOF {
+			if n, err := late.Read(make([]byte, 1)); !errors.Is(err, io.EOF) {
 				t.Errorf("a late client read %d bytes, %v; want the end", n, err)
 			}
 		}

@@ -60,46 +60,47 @@ func (c *control) finish(patience time.Duration) {
 	}
 }
 
+// answer serves one connection. A client that does not read its reply has only itself to blame.
 func (c *control) answer(conn *net.UnixConn) {
 	defer conn.Close()
-	conn.SetDeadline(time.Now().Add(requestTimeout))
+	_ = conn.SetDeadline(time.Now().Add(requestTimeout))
 	line, err := readLine(conn, maxRequest)
 	if err != nil {
 		return
 	}
 	var req request
+	var r reply
 	if err := json.Unmarshal(line, &req); err != nil {
-		c.reply(conn, reply{Error: fmt.Sprintf("reading the request: %v", err)})
+		r.Error = fmt.Sprintf("reading the request: %v", err)
+	} else {
+		r = c.carryOut(req)
+	}
+	doc, err := json.Marshal(r)
+	if err != nil {
+		complain("writing a reply: %v", err)
 		return
 	}
+	if _, err := conn.Write(append(doc, '\n')); err != nil || r.Error != "" || req.Op != opAttach {
+		return
+	}
+	_ = conn.SetDeadline(time.Time{})
+	serveClient(conn, c.vm.console)
+}
+
+func (c *control) carryOut(req request) (r reply) {
 	switch req.Op {
 	case opStatus:
 		s := c.vm.status()
-		c.reply(conn, reply{Status: &s})
+		r.Status = &s
 	case opReopen:
 		ctx, cancel := context.WithTimeout(context.Background(), reopenTimeout)
 		defer cancel()
-		var r reply
 		if err := c.vm.log.reopen(ctx); err != nil {
 			r.Error = err.Error()
 		}
-		c.reply(conn, r)
 	case opAttach:
-		if c.reply(conn, reply{}) != nil {
-			return
-		}
-		conn.SetDeadline(time.Time{})
-		serveClient(conn, c.vm.console)
 	default:
-		c.reply(conn, reply{Error: fmt.Sprintf("request %q is not known; known are %q, %q and %q", req.Op, opStatus, opReopen, opAttach)})
+		r.Error = fmt.Sprintf("request %q is not known; known are %q, %q and %q", req.Op, opStatus, opReopen, opAttach)
 	}
-}
-
-func (c *control) reply(conn net.Conn, r reply) error {
-	line, err := json.Marshal(r)
-	if err != nil {
-		return err
-	}
-	_, err = conn.Write(append(line, '\n'))
-	return err
+	return r
 }

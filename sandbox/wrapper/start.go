@@ -98,7 +98,7 @@ func start(ctx context.Context, binary string, job Job, place func(pid int) erro
 	}
 	for _, spec := range job.joins() {
 		if e := netns.RemoveJoin(spec); e != nil && !errors.Is(e, os.ErrNotExist) {
-			err = fmt.Errorf("%w (and removing the join on %s: %v)", err, spec.Link.Name, e)
+			err = fmt.Errorf("%w (and removing the join on %s: %w)", err, spec.Link.Name, e)
 		}
 	}
 	if tail := lastLine(WrapperStderr(job.RunDir)); tail != "" && ctx.Err() == nil {
@@ -196,7 +196,7 @@ func (p *process) wait() error {
 	if p.pidfd != nil {
 		if raw, err := p.pidfd.SyscallConn(); err == nil {
 			// The callback's first call is too early to know, each later one comes from the poller: the process has ended.
-			raw.Read(func(fd uintptr) bool {
+			_ = raw.Read(func(fd uintptr) bool {
 				fds := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}
 				n, _ := unix.Poll(fds, 0)
 				return n > 0

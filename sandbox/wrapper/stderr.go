@@ -44,7 +44,7 @@ func (s *stderrTail) read(pipe, file *os.File) {
 		n, err := pipe.Read(buf)
 		if keep := min(n, room); keep > 0 {
 			// The file is a convenience: where the disk is full, the tail still has the words.
-			file.Write(buf[:keep])
+			_, _ = file.Write(buf[:keep])
 			room -= keep
 		}
 		s.mu.Lock()
