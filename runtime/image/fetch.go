@@ -97,7 +97,7 @@ func (s *Service) openURL(ctx context.Context, ref reference, u *url.URL, auth *
 	if authorization != "" {
 		req.Header.Set("Authorization", authorization)
 	}
-	resp, err := s.client.Do(req)
+	resp, err := s.client.Do(req) //nolint:bodyclose // the source that is returned closes it
 	watch.Stop()
 	if err != nil {
 		err = transferError(ctx, u, err)

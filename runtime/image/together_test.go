@@ -15,10 +15,10 @@ type gate struct {
 	gone    chan struct{} // closed when the client went away
 }
 
-func (srv *server) gate(path string, content []byte) gate {
+func (s *server) gate(path string, content []byte) gate {
 	g := gate{make(chan struct{}), make(chan struct{}), make(chan struct{})}
 	var start, gone sync.Once
-	srv.mux.HandleFunc(path, func(w http.ResponseWriter, r *http.Request) {
+	s.mux.HandleFunc(path, func(w http.ResponseWriter, r *http.Request) {
 		_, _ = w.Write(content[:len(content)/2])
 		w.(http.Flusher).Flush()
 		start.Do(func() { close(g.started) })

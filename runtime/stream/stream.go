@@ -19,7 +19,7 @@ import (
 	"k8s.io/cri-streaming/pkg/streaming"
 )
 
-// ErrNoExec: nothing in the guest can run commands for us.
+// ErrNoExec tells that nothing in the guest can run commands for us.
 var ErrNoExec = errors.New("exec is not supported: no agent in the guest can run commands; attach to the console instead")
 
 // DefaultAddress is where the server listens when the configuration names no address; the kernel chooses the port.
