@@ -35,8 +35,8 @@ type DHCP struct {
 
 // A guest may send without end; it is answered this often. Ordinary clients send a handful of packets in a lease.
 const (
-	dhcpRate  = 20 // packets per second
-	dhcpBurst = 40
+	dhcpRate  = 100 // packets per second
+	dhcpBurst = 100
 	// dhcpBacklog in bytes bounds what waits in the kernel meanwhile.
 	dhcpBacklog = 64 << 10
 	dhcpMaxSize = 2048

@@ -27,6 +27,9 @@ const (
 	// dhcpMinSize is the least that every client must accept (RFC 2131 §2), IP and UDP header included.
 	dhcpMinSize = 576
 
+	// maxNeeded routes fit into any message.
+	maxNeeded = 8
+
 	defaultLease = 24 * time.Hour
 )
 
@@ -42,6 +45,7 @@ type replier struct {
 	server    netip.Addr
 	gateway   netip.Addr // of the default route; zero if there is none
 	routes    []*dhcpv4.Route
+	needed    int // that many of routes, from the first, come before all else
 	dns       []net.IP
 	search    []string
 	domain    string
@@ -85,10 +89,10 @@ func newReplier(spec DHCPSpec) (replier, error) {
 
 // setRoutes finds the default gateway, and fills routes only where a gateway alone does not say it all: other routes
 // exist, or the gateway is not within the address's prefix. Then the default route is among them, since clients that
-// take the routes ignore the gateway (RFC 3442), and those on the link come first.
+// take the routes ignore the gateway (RFC 3442); those on the link come first, and the default route next.
 func (r *replier) setRoutes(routes []Route) {
 	classless := false
-	var onLink, others []*dhcpv4.Route
+	var onLink, defaults, others []*dhcpv4.Route
 	for _, rt := range routes {
 		if !rt.Dst.IsValid() || !rt.Dst.Addr().Is4() || rt.GW.IsValid() && !rt.GW.Is4() {
 			continue
@@ -107,17 +111,21 @@ func (r *replier) setRoutes(routes []Route) {
 		} else {
 			classless = true
 		}
-		if rt.GW.IsValid() {
-			others = append(others, one)
-		} else {
+		switch {
+		case !rt.GW.IsValid():
 			onLink = append(onLink, one)
+		case rt.Dst.Bits() == 0:
+			defaults = append(defaults, one)
+		default:
+			others = append(others, one)
 		}
 	}
 	if r.gateway.IsValid() {
 		r.server = r.gateway
 	}
 	if classless {
-		r.routes = append(onLink, others...)
+		r.routes = slices.Concat(onLink, defaults, others)
+		r.needed = min(max(1, len(onLink)+len(defaults)), maxNeeded)
 	}
 }
 
@@ -196,8 +204,8 @@ func (r *replier) nak(req *dhcpv4.DHCPv4) []byte {
 	return r.frame(msg.ToBytes(), broadcast)
 }
 
-// fit adds the options, the most needed first, as far as the client's maximum message size allows: a client would
-// drop or misread a longer message. What does not fit is left out whole.
+// fit sets the options one after the other, the most needed first, as far as the client's maximum message size allows:
+// a client would drop or misread a longer message. One that does not fit is left out, or as it was set before.
 func (r *replier) fit(msg, req *dhcpv4.DHCPv4) []byte {
 	room := dhcpMinSize
 	if m, err := req.MaxMessageSize(); err == nil {
@@ -209,10 +217,14 @@ func (r *replier) fit(msg, req *dhcpv4.DHCPv4) []byte {
 	room -= ipHeader + udpHeader
 	out := msg.ToBytes()
 	for _, o := range r.options(req) {
+		before := msg.Options.Get(o.Code)
 		msg.UpdateOption(o)
-		if b := msg.ToBytes(); len(b) <= room {
+		switch b := msg.ToBytes(); {
+		case len(b) <= room:
 			out = b
-		} else {
+		case before != nil:
+			msg.UpdateOption(dhcpv4.OptGeneric(o.Code, before))
+		default:
 			msg.DeleteOption(o.Code)
 		}
 	}
@@ -228,7 +240,7 @@ func (r *replier) options(req *dhcpv4.DHCPv4) []dhcpv4.Option {
 		opts = append(opts, dhcpv4.OptRouter(r.gateway.AsSlice()))
 	}
 	if len(r.routes) > 0 {
-		opts = append(opts, dhcpv4.OptClasslessStaticRoute(r.routes...))
+		opts = append(opts, dhcpv4.OptClasslessStaticRoute(r.routes[:r.needed]...))
 	}
 	if r.mtu >= 68 && r.mtu <= 0xffff {
 		opts = append(opts, dhcpv4.OptGeneric(dhcpv4.OptionInterfaceMTU, binary.BigEndian.AppendUint16(nil, uint16(r.mtu))))
@@ -244,6 +256,14 @@ func (r *replier) options(req *dhcpv4.DHCPv4) []dhcpv4.Option {
 	}
 	if len(r.search) > 0 {
 		opts = append(opts, dhcpv4.OptDomainSearch(&rfc1035label.Labels{Labels: r.search}))
+	}
+	// More and more of the other routes, until they do not fit.
+	for more := 1; r.needed < len(r.routes); more *= 2 {
+		n := min(r.needed+more, len(r.routes))
+		opts = append(opts, dhcpv4.OptClasslessStaticRoute(r.routes[:n]...))
+		if n == len(r.routes) {
+			break
+		}
 	}
 	return opts
 }

@@ -57,7 +57,7 @@ func newPod(t *testing.T) pod {
 	Run(t, p.host, "ip", "addr", "add", "fd00:66::1/64", "dev", "br0", "nodad")
 	Run(t, p.host, "ip", "link", "set", "br0", "up")
 	Run(t, p.host, "ip", "link", "set", "veth0", "up")
-	Run(t, p.netns, "ip", "link", "set", "eth0", "mtu", "1400")
+	Run(t, p.netns, "ip", "link", "set", "eth0", "mtu", "1400", "txqueuelen", "0") // the plugin bridge leaves it at 0
 	Run(t, p.netns, "ip", "addr", "add", "10.66.0.2/24", "dev", "eth0")
 	Run(t, p.netns, "ip", "addr", "add", "fd00:66::2/64", "dev", "eth0", "nodad")
 	Run(t, p.netns, "ip", "link", "set", "eth0", "up")

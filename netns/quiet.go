@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"strconv"
 	"strings"
 
 	"github.com/vishvananda/netlink"
@@ -21,6 +22,9 @@ const joinMarker = "virtlet-join"
 
 // maxAlias is the kernel's IFALIASZ, less the final zero.
 const maxAlias = 255
+
+// qlen names the link's transmit queue length: the kernel raises a length of 0 when any qdisc is added.
+const qlen = "qlen"
 
 // quietSysctls are set on a joined link, in this order. A kernel without IPv6 lacks some; a read-only /proc/sys too.
 func quietSysctls(link string) []sysctl {
@@ -56,7 +60,7 @@ func (s sysctl) set(value string) error { return os.WriteFile(procSysNet+s.path,
 
 // mark notes in the link's alias that it is joined, with the values that quiet will overwrite.
 func mark(link netlink.Link) error {
-	marker := joinMarker
+	marker := joinMarker + " " + qlen + "=" + strconv.Itoa(link.Attrs().TxQLen)
 	for _, s := range quietSysctls(link.Attrs().Name) {
 		if v, err := s.get(); err == nil && !strings.ContainsAny(v, " \t\n") {
 			marker += " " + s.name + "=" + v
@@ -109,6 +113,9 @@ func unquiet(link netlink.Link, saved map[string]string, alias string) error {
 		if err := s.set(old); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			errs = append(errs, fmt.Errorf("restoring %s of link %s to %s: %w", s.name, link.Attrs().Name, old, err))
 		}
+	}
+	if old, err := strconv.Atoi(saved[qlen]); err == nil && old != link.Attrs().TxQLen {
+		errs = append(errs, wrap(netlink.LinkSetTxQLen(link, old), "restoring the queue length of link "+link.Attrs().Name))
 	}
 	if err := netlink.LinkSetAlias(link, alias); err != nil {
 		errs = append(errs, fmt.Errorf("restoring the alias of link %s: %w", link.Attrs().Name, err))
