@@ -69,17 +69,17 @@ check: ## Format and vet (the quick part of lint)
 
 .PHONY: unit
 unit: ## Run the unit tests with the race detector; RUN=REGEXP picks tests
-	$(GO) test -race -count=1 -timeout $(UNIT_TIMEOUT) -exec '"$(AS_ROOT)"' -run '$(RUN)' $(TESTFLAGS) $(UNIT)
+	$(GO) test -race -count=1 -timeout $(UNIT_TIMEOUT) -exec '"$(AS_ROOT)"' -run '$(value RUN)' $(TESTFLAGS) $(UNIT)
 
 .PHONY: e2e
 e2e: ## Run the tests that boot VMs; RUN=REGEXP picks tests
 	@mkdir -p $(E2E_PROGRAMS)
 	CGO_ENABLED=0 $(GO) build -tags faultpoints -trimpath -ldflags "-s -w" -o $(E2E_PROGRAMS)/ ./cmd/...
-	VIRTLET_E2E_BIN=$(E2E_PROGRAMS) $(GO) test -p 1 -count=1 -timeout $(E2E_TIMEOUT) -exec '"$(AS_ROOT)"' -run '$(RUN)' $(TESTFLAGS) $(E2E)
+	VIRTLET_E2E_BIN=$(E2E_PROGRAMS) $(GO) test -p 1 -count=1 -timeout $(E2E_TIMEOUT) -exec '"$(AS_ROOT)"' -run '$(value RUN)' $(TESTFLAGS) $(E2E)
 
 .PHONY: bench
 bench: deps build ## Measure against bare QEMU and write bench/RESULTS.md
-	VIRTLET_BENCH=1 $(GO) test -count=1 -timeout $(BENCH_TIMEOUT) -exec '"$(AS_ROOT)"' -run '$(if $(filter .,$(RUN)),TestBench,$(RUN))' -v $(TESTFLAGS) ./bench
+	VIRTLET_BENCH=1 $(GO) test -count=1 -timeout $(BENCH_TIMEOUT) -exec '"$(AS_ROOT)"' -run '$(if $(filter .,$(value RUN)),TestBench,$(value RUN))' -v $(TESTFLAGS) ./bench
 
 .PHONY: lint
 lint: check ## Run golangci-lint (built at first use, which takes minutes)
