@@ -177,10 +177,21 @@ type inspector struct{ qemuImg string }
 
 func (i inspector) Inspect(ctx context.Context, path string) (image.Info, error) {
 	info, err := disk.Inspect(ctx, i.qemuImg, path)
-	if err != nil {
-		return image.Info{}, fmt.Errorf("%w: %w", image.ErrRefused, err)
+	switch {
+	case err == nil:
+		return image.Info{Format: info.Format, VirtualSize: info.VirtualSize}, nil
+	case errors.Is(err, disk.ErrQEMUImgMissing):
+		return image.Info{}, fmt.Errorf("%w: %w", supervisor.ErrHost, err)
 	}
-	return image.Info{Format: info.Format, VirtualSize: info.VirtualSize}, nil
+	for _, fault := range []error{
+		disk.ErrNotADisk, disk.ErrBackingFile, disk.ErrDataFile, disk.ErrEncrypted,
+		disk.ErrTooLarge, disk.ErrTruncated, disk.ErrDamaged, disk.ErrUnsupported,
+	} {
+		if errors.Is(err, fault) {
+			return image.Info{}, fmt.Errorf("%w: %w", image.ErrRefused, err)
+		}
+	}
+	return image.Info{}, err
 }
 
 // host is what the daemon found on its host.

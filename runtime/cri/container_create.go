@@ -33,6 +33,10 @@ func (s *Server) CreateContainer(ctx context.Context, req *runtimeapi.CreateCont
 		return nil, err
 	}
 	defer lease.Release()
+	if spec.RootSize > 0 && spec.RootSize < lease.Image.VirtualSize {
+		return nil, invalid("container %q of pod %s/%s: VirtletRootVolumeSize of %d bytes is less than the %d bytes of the image's own disk; raise it or leave it out",
+			spec.Container.Name, p.Spec.Namespace, p.Spec.Name, spec.RootSize, lease.Image.VirtualSize)
+	}
 	spec.Container.ImageName = imageName(req.GetConfig().GetImage(), lease.Image)
 	spec.Container.ImageID = lease.Image.ID
 	spec.Base = supervisor.BaseDisk{Path: lease.Path, Format: lease.Image.Format, VirtualSize: lease.Image.VirtualSize}

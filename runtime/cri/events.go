@@ -16,6 +16,10 @@ import (
 func (s *Server) GetContainerEvents(_ *runtimeapi.GetEventsRequest, stream grpc.ServerStreamingServer[runtimeapi.ContainerEventResponse]) error {
 	events, cancel := s.machines.Subscribe()
 	defer cancel()
+	// The header tells the client that nothing is missed from here on.
+	if err := stream.SendHeader(nil); err != nil {
+		return err
+	}
 	for {
 		select {
 		case <-stream.Context().Done():

@@ -177,6 +177,7 @@ func newBench(t testing.TB, change ...func(*Config)) *bench {
 	t.Cleanup(images.Close)
 	logger, out := logrus.New(), &bytes.Buffer{}
 	logger.SetOutput(out)
+	logger.SetFormatter(&logrus.JSONFormatter{})
 	logger.SetLevel(logrus.TraceLevel)
 	if _, benchmark := t.(*testing.B); benchmark {
 		logger.SetLevel(logrus.InfoLevel)

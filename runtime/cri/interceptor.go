@@ -25,10 +25,10 @@ func (s *Server) UnaryInterceptor(ctx context.Context, req any, info *grpc.Unary
 	if err := s.admit(info.FullMethod); err != nil {
 		return nil, err
 	}
-	start := time.Now()
+	call := s.begin(info.FullMethod, req)
 	resp, err := handle(ctx, req)
 	err = toStatus(ctx, err)
-	s.note(info.FullMethod, req, time.Since(start), err)
+	call.end(resp, err)
 	if err != nil {
 		return nil, err
 	}
@@ -43,9 +43,9 @@ func (s *Server) StreamInterceptor(srv any, stream grpc.ServerStream, info *grpc
 	if err := s.admit(info.FullMethod); err != nil {
 		return err
 	}
-	start := time.Now()
+	call := s.begin(info.FullMethod, nil)
 	err := toStatus(stream.Context(), handle(srv, stream))
-	s.note(info.FullMethod, nil, time.Since(start), err)
+	call.end(nil, err)
 	return err
 }
 
@@ -67,26 +67,73 @@ func errStopping() error {
 	return status.Error(codes.Unavailable, "virtlet is stopping; its VMs go on running")
 }
 
-// note logs one call. What went well is told by the parts that did it, so here it is debug, as is every read:
-// kubelet asks some of them each second.
-func (s *Server) note(method string, req any, took time.Duration, err error) {
-	name := path.Base(method)
-	level := levelOf(name, status.Code(err))
-	if !s.log.Logger.IsLevelEnabled(level) {
+// call is one call under way, for the log.
+type call struct {
+	log    *logrus.Entry
+	name   string
+	start  time.Time
+	fields logrus.Fields
+	known  bool // the pod or VM that the request names is there
+}
+
+// begin notes what a call is about while that still exists: afterwards it may be removed.
+func (s *Server) begin(method string, req any) call {
+	c := call{log: s.log, name: path.Base(method), start: time.Now()}
+	if !isRead(c.name) || s.log.Logger.IsLevelEnabled(logrus.DebugLevel) {
+		c.fields, c.known = s.requestFields(req)
+	}
+	return c
+}
+
+// milestone is the line that tells of a call that went well as a part of a pod's life; the other calls are for
+// debugging, the more so as kubelet makes some of them each second.
+func milestone(call string) string {
+	switch call {
+	case "RunPodSandbox":
+		return "pod sandbox is ready"
+	case "StopPodSandbox":
+		return "pod sandbox stopped"
+	case "RemovePodSandbox":
+		return "pod sandbox removed"
+	case "CreateContainer":
+		return "VM created"
+	case "StartContainer":
+		return "VM started"
+	case "RemoveContainer":
+		return "VM removed"
+	case "PullImage":
+		return "image pulled"
+	}
+	return ""
+}
+
+func (c call) end(resp any, err error) {
+	message, level := "done", logrus.DebugLevel
+	switch told := milestone(c.name); {
+	case err != nil:
+		message, level = status.Convert(err).Message(), levelOf(c.name, status.Code(err))
+	case told != "" && c.known:
+		message, level = told, logrus.InfoLevel
+	}
+	if !c.log.Logger.IsLevelEnabled(level) {
 		return
 	}
-	entry := s.log.WithFields(requestFields(req)).WithFields(logrus.Fields{"call": name, "took": took.Round(time.Microsecond).String()})
-	if err == nil {
-		entry.Log(level, "done")
-		return
+	entry := c.log.WithFields(c.fields).WithFields(logrus.Fields{"call": c.name, "took": time.Since(c.start).Round(time.Microsecond).String()})
+	switch r := resp.(type) {
+	case *runtimeapi.RunPodSandboxResponse:
+		entry = entry.WithField("sandbox", r.GetPodSandboxId())
+	case *runtimeapi.CreateContainerResponse:
+		entry = entry.WithField("vm", r.GetContainerId())
 	}
-	st, _ := status.FromError(err)
-	entry.WithField("code", st.Code().String()).Log(level, st.Message())
+	if err != nil {
+		entry = entry.WithField("code", status.Code(err).String())
+	}
+	entry.Log(level, message)
 }
 
 func levelOf(call string, code codes.Code) logrus.Level {
 	switch {
-	case code == codes.OK, isRead(call), code == codes.Unimplemented:
+	case isRead(call), code == codes.Unimplemented:
 		return logrus.DebugLevel
 	case code == codes.Internal, code == codes.ResourceExhausted, code == codes.DeadlineExceeded:
 		return logrus.ErrorLevel
@@ -110,18 +157,23 @@ func isRead(call string) bool {
 }
 
 // requestFields picks the identities out of a request and nothing else: a request may hold credentials, user-data
-// and keys.
-func requestFields(req any) logrus.Fields {
-	f := logrus.Fields{}
+// and keys. known is false where the request names a pod or VM that is not there.
+func (s *Server) requestFields(req any) (f logrus.Fields, known bool) {
+	f, known = logrus.Fields{}, true
 	if r, ok := req.(*runtimeapi.RunPodSandboxRequest); ok {
 		m := r.GetConfig().GetMetadata()
 		f["pod"] = m.GetNamespace() + "/" + m.GetName()
 	}
 	if r, ok := req.(interface{ GetPodSandboxId() string }); ok {
-		f["pod"] = r.GetPodSandboxId()
+		f["pod"], known = s.podName(r.GetPodSandboxId())
 	}
 	if r, ok := req.(interface{ GetContainerId() string }); ok {
 		f["vm"] = r.GetContainerId()
+		vm, err := s.vm(r.GetContainerId())
+		if known = err == nil; known {
+			f["vm"] = vm.ID
+			f["pod"], _ = s.podName(vm.PodID)
+		}
 	}
 	if r, ok := req.(interface{ GetImage() *runtimeapi.ImageSpec }); ok {
 		f["image"] = image.Redact(r.GetImage().GetImage())
@@ -129,5 +181,14 @@ func requestFields(req any) logrus.Fields {
 	if r, ok := req.(*runtimeapi.CreateContainerRequest); ok {
 		f["image"] = image.Redact(r.GetConfig().GetImage().GetImage())
 	}
-	return f
+	return f, known
+}
+
+// podName is how people call a pod, or its id where there is none.
+func (s *Server) podName(id string) (name string, known bool) {
+	p, err := s.pod(id)
+	if err != nil {
+		return id, false
+	}
+	return p.Spec.Namespace + "/" + p.Spec.Name, true
 }
