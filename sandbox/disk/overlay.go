@@ -1,0 +1,107 @@
+package disk
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strconv"
+	"time"
+
+	"github.com/virtlet/virtlet/sandbox/domain"
+)
+
+// Overlay is a writable qcow2 image that takes what it has not got from a base, which stays as it is.
+type Overlay struct {
+	// Path is absolute; nothing may be there.
+	Path string
+	// Base is the absolute path of an image that Inspect let through, BaseFormat what it said.
+	Base       string
+	BaseFormat string
+	// Size of the disk in bytes; 0 means the base's, less is ErrShrink. It is rounded up to whole sectors.
+	Size int64
+}
+
+const (
+	overlayTime = time.Minute
+	// maxOverlayBytes is more than the tables of a new overlay of MaxVirtualSize take.
+	maxOverlayBytes = 64 << 20
+)
+
+// CreateOverlay makes the overlay, mode 0600. It appears at its path only when it is whole and on the disk; on any
+// error nothing is left, and a full file system is ErrNoSpace. It takes at most a minute and ends with ctx.
+func CreateOverlay(ctx context.Context, qemuImg string, o Overlay) (err error) {
+	defer func() {
+		if err != nil {
+			err = fmt.Errorf("making disk %s on image %s: %w", o.Path, o.Base, err)
+		}
+	}()
+	size, err := o.size()
+	if err != nil {
+		return err
+	}
+	if _, err := os.Lstat(o.Path); err == nil {
+		return os.ErrExist
+	}
+	part := partName(o.Path)
+	if err := os.Remove(part); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return err
+	}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, removeIfThere(part))
+		}
+	}()
+	// Made by us, so that it is never readable by others.
+	f, err := os.OpenFile(part, os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o600)
+	if err != nil {
+		return writeFault(err)
+	}
+	if err := f.Close(); err != nil {
+		return writeFault(err)
+	}
+	ctx, cancel := context.WithTimeout(ctx, overlayTime)
+	defer cancel()
+	// -u: the base is not opened here; its size was read by us and both formats are explicit.
+	_, err = toolLimits{cpu: overlayTime, memory: 1 << 30, fileSize: maxOverlayBytes}.run(ctx, qemuImg, "create", "-q", "-u",
+		"-f", domain.QCOW2, "-F", o.BaseFormat, "-b", o.Base, part, strconv.FormatInt(size, 10))
+	if err != nil {
+		return writeFault(err)
+	}
+	if err := ctx.Err(); err != nil {
+		return context.Cause(ctx)
+	}
+	return writeFault(publish(part, o.Path))
+}
+
+// size is the disk's size in bytes: what is asked for, held against the base.
+func (o Overlay) size() (int64, error) {
+	if !filepath.IsAbs(o.Path) || !filepath.IsAbs(o.Base) {
+		return 0, errors.New("paths are not absolute")
+	}
+	info, err := readImage(o.Base)
+	if err != nil {
+		return 0, err
+	}
+	if info.Format != o.BaseFormat {
+		return 0, fmt.Errorf("image is %s, not %q", info.Format, o.BaseFormat)
+	}
+	size := o.Size
+	switch {
+	case size == 0:
+		size = info.VirtualSize
+	case size < info.VirtualSize:
+		return 0, fmt.Errorf("%w: %d bytes asked for, the image has %d", ErrShrink, size, info.VirtualSize)
+	case size > MaxVirtualSize:
+		return 0, fmt.Errorf("%w: %d bytes asked for, at most %d are given", ErrTooLarge, size, int64(MaxVirtualSize))
+	}
+	return (size + sectorSize - 1) / sectorSize * sectorSize, nil
+}
+
+func removeIfThere(path string) error {
+	if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return err
+	}
+	return nil
+}
