@@ -1,0 +1,215 @@
+package main
+
+import (
+	"context"
+	"net"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials/insecure"
+	healthpb "google.golang.org/grpc/health/grpc_health_v1"
+	reflectionpb "google.golang.org/grpc/reflection/grpc_reflection_v1"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+)
+
+// testConfig is a daemon's configuration with all its places below one new directory.
+func testConfig(t *testing.T) Config {
+	t.Helper()
+	dir := t.TempDir()
+	conf := defaults()
+	conf.StateDir, conf.RunDir, conf.NetnsDir = filepath.Join(dir, "state"), filepath.Join(dir, "run"), filepath.Join(dir, "netns")
+	conf.Listen = filepath.Join(dir, "run", "s")
+	conf.CNIConfDir = filepath.Join(dir, "cni")
+	conf.Accel, conf.CgroupDriver = "tcg", "cgroupfs"
+	conf.LogLevel = "error"
+	return conf
+}
+
+// systemd plays the side of systemd that a service talks to; it returns what the daemon says.
+func systemd(t *testing.T) <-chan string {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), "n")
+	conn, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: path, Net: "unixgram"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = conn.Close() })
+	t.Setenv("NOTIFY_SOCKET", path)
+	said := make(chan string, 1000)
+	go func() {
+		buf := make([]byte, 4096)
+		for {
+			n, err := conn.Read(buf)
+			if err != nil {
+				return
+			}
+			said <- string(buf[:n])
+		}
+	}()
+	return said
+}
+
+// await waits until systemd was told that.
+func await(t *testing.T, said <-chan string, want string) {
+	t.Helper()
+	timeout := time.After(time.Minute)
+	for {
+		select {
+		case got := <-said:
+			if got == want {
+				return
+			}
+		case <-timeout:
+			t.Fatalf("systemd was never told %q", want)
+		}
+	}
+}
+
+func TestDaemon(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("needs root")
+	}
+	said := systemd(t)
+	t.Setenv("WATCHDOG_USEC", "300000")
+	conf := testConfig(t)
+	ctx, stop := context.WithCancel(t.Context())
+	ended := make(chan error, 1)
+	go func() { ended <- runDaemon(ctx, conf) }()
+	await(t, said, "READY=1")
+
+	conn, err := grpc.NewClient("unix://"+conf.Listen, grpc.WithTransportCredentials(insecure.NewCredentials()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	t.Run("answers", func(t *testing.T) {
+		resp, err := runtimeapi.NewRuntimeServiceClient(conn).Status(t.Context(), &runtimeapi.StatusRequest{Verbose: true})
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, c := range resp.GetStatus().GetConditions() {
+			if c.GetType() == "NetworkReady" && (c.GetStatus() || c.GetMessage() == "") {
+				t.Errorf("without a CNI configuration: %v", c)
+			}
+		}
+		if !strings.Contains(resp.GetInfo()["config"], conf.StateDir) {
+			t.Errorf("info %v", resp.GetInfo())
+		}
+	})
+	t.Run("is_healthy", func(t *testing.T) {
+		resp, err := healthpb.NewHealthClient(conn).Check(t.Context(), &healthpb.HealthCheckRequest{})
+		if err != nil || resp.GetStatus() != healthpb.HealthCheckResponse_SERVING {
+			t.Errorf("%v, %v", resp, err)
+		}
+	})
+	t.Run("tells_its_services", func(t *testing.T) {
+		stream, err := reflectionpb.NewServerReflectionClient(conn).ServerReflectionInfo(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := stream.Send(&reflectionpb.ServerReflectionRequest{MessageRequest: &reflectionpb.ServerReflectionRequest_ListServices{}}); err != nil {
+			t.Fatal(err)
+		}
+		resp, err := stream.Recv()
+		if err != nil || !strings.Contains(resp.String(), "runtime.v1.RuntimeService") || !strings.Contains(resp.String(), "runtime.v1.ImageService") {
+			t.Errorf("%v, %v", resp, err)
+		}
+	})
+	t.Run("feeds_the_watchdog", func(t *testing.T) {
+		await(t, said, "WATCHDOG=1")
+		await(t, said, "WATCHDOG=1")
+	})
+	t.Run("refuses_a_second_one", func(t *testing.T) {
+		err := runDaemon(t.Context(), conf)
+		if err == nil || !strings.Contains(err.Error(), "in use") {
+			t.Errorf("with the same state: %v", err)
+		}
+		other := testConfig(t)
+		other.Listen = conf.Listen
+		if err := runDaemon(t.Context(), other); err == nil || !strings.Contains(err.Error(), "serves there already") {
+			t.Errorf("with the same socket: %v", err)
+		}
+	})
+	t.Run("stops_with_clients_connected", func(t *testing.T) {
+		events, err := runtimeapi.NewRuntimeServiceClient(conn).GetContainerEvents(t.Context(), &runtimeapi.GetEventsRequest{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		stop()
+		select {
+		case err := <-ended:
+			if err != nil {
+				t.Error(err)
+			}
+		case <-time.After(conf.StopTimeout / 2):
+			t.Error("the daemon waits for its clients")
+		}
+		if _, err := events.Recv(); err == nil {
+			t.Error("the event stream goes on")
+		}
+		await(t, said, "STOPPING=1")
+		if _, err := os.Lstat(conf.Listen); err == nil {
+			t.Error("the socket stays")
+		}
+	})
+	t.Run("starts_again", func(t *testing.T) {
+		ctx, stop := context.WithCancel(t.Context())
+		ended := make(chan error, 1)
+		go func() { ended <- runDaemon(ctx, conf) }()
+		await(t, said, "READY=1")
+		stop()
+		if err := <-ended; err != nil {
+			t.Error(err)
+		}
+	})
+}
+
+func TestDaemon_refused(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("needs root")
+	}
+	for name, tc := range map[string]struct {
+		change func(*Config)
+		want   string
+	}{
+		"state_dir_of_others": {func(c *Config) {
+			_ = os.Mkdir(c.StateDir, 0o700)
+			_ = os.Chmod(c.StateDir, 0o777)
+		}, "chmod go-w"},
+		"database_is_damaged": {func(c *Config) {
+			_ = os.Mkdir(c.StateDir, 0o700)
+			_ = os.WriteFile(filepath.Join(c.StateDir, "virtlet.db"), []byte(strings.Repeat("rubbish", 5000)), 0o600)
+		}, "virtlet.db"},
+		"streaming_address_taken": {func(c *Config) {
+			l, err := net.Listen("tcp", "127.0.0.1:0")
+			if err != nil {
+				t.Fatal(err)
+			}
+			t.Cleanup(func() { _ = l.Close() })
+			c.StreamingAddress = l.Addr().String()
+		}, "address already in use"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			conf := testConfig(t)
+			tc.change(&conf)
+			if err := runDaemon(t.Context(), conf); err == nil || !strings.Contains(err.Error(), tc.want) {
+				t.Errorf("got %v, want %q", err, tc.want)
+			}
+		})
+	}
+}
+
+func TestWithin(t *testing.T) {
+	if !within(time.Minute, func() {}) {
+		t.Error("what ends at once did not end in time")
+	}
+	never := make(chan struct{})
+	defer close(never)
+	if within(time.Millisecond, func() { <-never }) {
+		t.Error("what never ends did end in time")
+	}
+}
