@@ -1,0 +1,55 @@
+package annotations
+
+import (
+	"fmt"
+	"strconv"
+	"strings"
+
+	"k8s.io/apimachinery/pkg/api/resource"
+
+	"github.com/virtlet/virtlet/sandbox/disk"
+	"github.com/virtlet/virtlet/sandbox/domain"
+)
+
+func parseVCPUCount(value string, o *Options) error {
+	n, err := strconv.Atoi(strings.TrimSpace(value))
+	if err != nil || n < 1 || n > domain.MaxCPUs {
+		return fmt.Errorf("must be a whole number from 1 to %d", domain.MaxCPUs)
+	}
+	o.VCPUs = n
+	return nil
+}
+
+func parseRootVolumeSize(value string, o *Options) error {
+	size, ok := wholeBytes(strings.TrimSpace(value))
+	if !ok || size < 1 || size > disk.MaxVirtualSize {
+		return fmt.Errorf("must be a Kubernetes quantity of whole bytes such as 10Gi, above 0 and at most %d", int64(disk.MaxVirtualSize))
+	}
+	o.RootVolumeSize = size
+	return nil
+}
+
+// wholeBytes reads a quantity that is a whole number within an int64.
+func wholeBytes(value string) (int64, bool) {
+	// A quantity takes any decimal exponent, and reading 1e-999999999 takes minutes. Sizes need no negative one, and
+	// no long one either.
+	const longest = 24
+	if len(value) > longest {
+		return 0, false
+	}
+	if i := strings.IndexAny(value, "eE"); i >= 0 && i+1 < len(value) {
+		exponent := strings.TrimPrefix(value[i+1:], "+")
+		if len(exponent) > 2 || strings.HasPrefix(exponent, "-") {
+			return 0, false
+		}
+	}
+	q, err := resource.ParseQuantity(value)
+	if err != nil {
+		return 0, false
+	}
+	if q.CmpInt64(disk.MaxVirtualSize) > 0 || q.Sign() < 0 {
+		return 0, false
+	}
+	n := q.Value() // rounded up
+	return n, q.CmpInt64(n) == 0
+}
