@@ -77,7 +77,7 @@ func (r *Rig) launch() error {
 // writeConfig writes the daemon's configuration file and returns its path.
 func (r *Rig) writeConfig() (string, error) {
 	conf := map[string]any{
-		"state-dir": r.stateDir(), "run-dir": r.runDir(), "netns-dir": r.NetnsDir(),
+		"state-dir": r.StateDir(), "run-dir": r.RunDir(), "netns-dir": r.NetnsDir(),
 		"listen": r.Socket(), "vmwrapper": r.Bin.Wrapper,
 		"cni-conf-dir": filepath.Join(r.Dir, "cni"), "cni-bin-dir": []string{"/usr/lib/cni", "/opt/cni/bin"},
 		"accel": "auto", "cgroup-driver": "cgroupfs",
@@ -106,7 +106,7 @@ func (r *Rig) connect() error {
 	}
 	r.conn = conn
 	r.Runtime, r.Images = runtimeapi.NewRuntimeServiceClient(conn), runtimeapi.NewImageServiceClient(conn)
-	r.later(conn.Close)
+	r.Later(conn.Close)
 	return nil
 }
 

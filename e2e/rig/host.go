@@ -58,7 +58,7 @@ func (r *Rig) makeCgroup() error {
 		if err := os.Mkdir(dir, 0o755); err != nil {
 			return err
 		}
-		r.later(func() error { return removeCgroup(dir) })
+		r.Later(func() error { return removeCgroup(dir) })
 		// cpuset v1 takes no process before it has CPUs and memory nodes.
 		for _, name := range []string{"cpuset.cpus", "cpuset.mems"} {
 			if b, err := os.ReadFile(filepath.Join(filepath.Dir(dir), name)); err == nil {

@@ -49,7 +49,7 @@ func (r *Rig) strayPIDs() ([]int, []string, error) {
 	if err != nil {
 		return nil, nil, err
 	}
-	marks := append([]string{r.Dir + "/"}, r.ids...)
+	marks := append(r.remembered(), r.Dir+"/")
 	var pids []int
 	var what []string
 	for _, e := range entries {
@@ -122,14 +122,16 @@ func (r *Rig) strayCgroups() ([]string, error) {
 	return left, nil
 }
 
+// strayMounts are mounts below the rig's directory but those of the rig itself and of its tests.
 func (r *Rig) strayMounts() ([]string, error) {
+	own := []string{r.Host, r.NetnsDir(), filepath.Join(r.StateDir(), "vms")}
 	b, err := os.ReadFile("/proc/self/mountinfo")
 	if err != nil {
 		return nil, err
 	}
 	var left []string
 	for line := range strings.Lines(string(b)) {
-		if f := strings.Fields(line); len(f) > 4 && strings.HasPrefix(f[4], r.Dir+"/") && f[4] != r.Host && f[4] != r.NetnsDir() {
+		if f := strings.Fields(line); len(f) > 4 && strings.HasPrefix(f[4], r.Dir+"/") && !slices.Contains(own, f[4]) {
 			left = append(left, "mount "+f[4])
 		}
 	}
@@ -164,7 +166,7 @@ func (r *Rig) strayFiles() ([]string, error) {
 	none := func(string) bool { return false }
 	var left []string
 	for _, dir := range []string{
-		filepath.Join(r.stateDir(), "vms"), filepath.Join(r.runDir(), "vms"), r.NetnsDir(), filepath.Join(r.stateDir(), "cni"),
+		filepath.Join(r.StateDir(), "vms"), filepath.Join(r.RunDir(), "vms"), r.NetnsDir(), filepath.Join(r.StateDir(), "cni"),
 	} {
 		l, err := r.files(dir, "file", none)
 		if err != nil {

@@ -66,7 +66,7 @@ func (r *Rig) RunPod(ctx context.Context, conf *runtimeapi.PodSandboxConfig) (*P
 	if err != nil {
 		return nil, err
 	}
-	r.ids = append(r.ids, resp.PodSandboxId)
+	r.remember(resp.PodSandboxId)
 	p := &Pod{Name: conf.Metadata.Name, ID: resp.PodSandboxId, Config: conf, rig: r}
 	st, err := r.Runtime.PodSandboxStatus(ctx, &runtimeapi.PodSandboxStatusRequest{PodSandboxId: p.ID})
 	if err != nil {
@@ -85,7 +85,7 @@ func (p *Pod) Create(ctx context.Context, conf *runtimeapi.ContainerConfig) erro
 		return err
 	}
 	p.VM = resp.ContainerId
-	p.rig.ids = append(p.rig.ids, p.VM)
+	p.rig.remember(p.VM)
 	return nil
 }
 

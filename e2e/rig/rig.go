@@ -12,6 +12,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"time"
 
 	"google.golang.org/grpc"
@@ -43,6 +44,7 @@ type Rig struct {
 
 	daemon *daemon
 	conn   *grpc.ClientConn
+	mu     sync.Mutex // guards ids: pods may be run at the same time
 	ids    []string
 	undo   []func() error
 }
@@ -61,6 +63,8 @@ type Options struct {
 	CNI      string
 	Settings map[string]any
 	Env      []string
+	// Prepare, if set, changes the host before the daemon is first started; Later undoes it.
+	Prepare func(*Rig) error
 }
 
 // DefaultCNI is a bridge with masquerade and host ports: what many a single node has.
@@ -99,7 +103,7 @@ func (r *Rig) build(o Options) error {
 	if err := os.Mkdir(r.Dir, 0o700); err != nil {
 		return err
 	}
-	r.later(func() error { return os.RemoveAll(r.Dir) })
+	r.Later(func() error { return os.RemoveAll(r.Dir) })
 	for _, d := range []string{"cni", "ipam", "logs", "images"} {
 		if err := os.Mkdir(filepath.Join(r.Dir, d), 0o755); err != nil {
 			return err
@@ -108,14 +112,17 @@ func (r *Rig) build(o Options) error {
 	if err := netns.New(r.Host); err != nil {
 		return err
 	}
-	r.later(func() error { return netns.Remove(r.Host) })
+	r.Later(func() error { return netns.Remove(r.Host) })
 	if err := r.makeCgroup(); err != nil {
 		return err
 	}
 	if err := r.prepareHost(); err != nil {
 		return err
 	}
-	return r.SetCNI(o.CNI)
+	if err := r.SetCNI(o.CNI); err != nil || o.Prepare == nil {
+		return err
+	}
+	return o.Prepare(r)
 }
 
 // SetCNI replaces the CNI configuration; "" removes it.
@@ -128,7 +135,8 @@ func (r *Rig) SetCNI(conf string) error {
 	return os.WriteFile(path, []byte(conf), 0o600)
 }
 
-func (r *Rig) later(f func() error) { r.undo = append(r.undo, f) }
+// Later adds what is to be undone when the rig is taken away.
+func (r *Rig) Later(f func() error) { r.undo = append(r.undo, f) }
 
 // tearDown undoes what New did, in reverse order.
 func (r *Rig) tearDown() error {
@@ -158,8 +166,11 @@ func (r *Rig) Close() error {
 // LogDir is the log directory of a pod of the rig.
 func (r *Rig) LogDir(pod string) string { return filepath.Join(r.Dir, "logs", pod) }
 
-func (r *Rig) stateDir() string { return filepath.Join(r.Dir, "state") }
-func (r *Rig) runDir() string   { return filepath.Join(r.Dir, "run") }
+// StateDir is the daemon's state directory.
+func (r *Rig) StateDir() string { return filepath.Join(r.Dir, "state") }
+
+// RunDir is the daemon's run directory.
+func (r *Rig) RunDir() string { return filepath.Join(r.Dir, "run") }
 
 // NetnsDir is where the daemon pins the pods' network namespaces.
 func (r *Rig) NetnsDir() string { return filepath.Join(r.Dir, "netns") }

@@ -8,13 +8,15 @@ import (
 	"path/filepath"
 	"strings"
 	"syscall"
+	"time"
 )
 
 // step is the fault point of tests. VIRTLET_FAULT names a file that holds "NAME ACTION": at the step of that name the
 // daemon removes the file, writes NAME.reached beside it, and then
 //
 //	kill  dies by SIGKILL,
-//	hold  waits until the request's context ends.
+//	hold  waits until the request's context ends,
+//	wait  waits until NAME.go appears beside the file.
 //
 // Nothing of this is in a daemon built without the tag.
 func step(ctx context.Context, name string) error {
@@ -42,6 +44,23 @@ func step(ctx context.Context, name string) error {
 		select {} // the signal is on its way
 	case "hold":
 		<-ctx.Done()
+	case "wait":
+		awaitFile(ctx, filepath.Join(filepath.Dir(path), name+".go"))
 	}
 	return ctx.Err()
+}
+
+func awaitFile(ctx context.Context, path string) {
+	tick := time.NewTicker(10 * time.Millisecond)
+	defer tick.Stop()
+	for {
+		if _, err := os.Stat(path); err == nil {
+			return
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
+	}
 }

@@ -31,6 +31,9 @@ func (s *Supervisor) Recover(ctx context.Context) error {
 		s.log.WithError(err).Error("some records cannot be read; they are left as they are")
 	}
 	s.adoptRecords(pods, vms)
+	if err := step(ctx, "recover.loaded"); err != nil {
+		return fmt.Errorf("recovering: %w", err)
+	}
 
 	var g errgroup.Group
 	g.SetLimit(recoverParallel)
