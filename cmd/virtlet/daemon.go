@@ -83,10 +83,11 @@ func runDaemon(ctx context.Context, conf Config) (err error) {
 
 func recoverVMs(ctx context.Context, parts *parts, log *logrus.Entry) error {
 	start := time.Now()
-	if err := parts.machines.Recover(ctx); err != nil {
-		if ctx.Err() != nil {
-			return nil // asked to stop meanwhile
-		}
+	err := parts.machines.Recover(ctx)
+	if ctx.Err() != nil { // asked to stop meanwhile
+		return nil
+	}
+	if err != nil {
 		return err
 	}
 	log.WithFields(logrus.Fields{

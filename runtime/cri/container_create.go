@@ -108,12 +108,13 @@ func (s *Server) localImage(spec *runtimeapi.ImageSpec) (*image.Lease, error) {
 	return lease, err
 }
 
-// imageName is what people know the image by: kubelet itself asks for it by its id.
+// imageName is what people know the image by: kubelet itself asks for it by its id, people by the beginning of that.
 func imageName(spec *runtimeapi.ImageSpec, img image.Image) string {
-	switch {
-	case spec.GetUserSpecifiedImage() != "":
+	if spec.GetUserSpecifiedImage() != "" {
 		return spec.GetUserSpecifiedImage()
-	case strings.TrimPrefix(spec.GetImage(), "sha256:") == strings.TrimPrefix(img.ID, "sha256:") && len(img.Tags) > 0:
+	}
+	asked := strings.TrimPrefix(spec.GetImage(), "sha256:")
+	if len(img.Tags) > 0 && isHex(asked) && strings.HasPrefix(strings.TrimPrefix(img.ID, "sha256:"), asked) {
 		return img.Tags[0]
 	}
 	return spec.GetImage()
@@ -144,7 +145,7 @@ const (
 	terminationPathAnnotation = "io.kubernetes.container.terminationMessagePath"
 	terminationPathDefault    = "/dev/termination-log"
 	hostsFile                 = "/etc/hosts"
-	secretsDirectory          = "/var/run/secrets/"
+	tokensDirectory           = "/var/run/secrets/"
 )
 
 // checkMounts accepts the mounts that kubelet adds to every container unasked: hosts, the termination log and
@@ -161,7 +162,7 @@ func checkMounts(bad *faults, config *runtimeapi.ContainerConfig) {
 			bad.add("ImageVolumeMountFailed: mount %s: image volumes do not reach a VM yet; remove it", to)
 		case !path.IsAbs(m.GetHostPath()):
 			bad.add("mount %s: host_path %q is not absolute", to, m.GetHostPath())
-		case to == hostsFile, to == terminationPathDefault, termination != "" && to == termination, strings.HasPrefix(path.Clean(to)+"/", secretsDirectory):
+		case to == hostsFile, to == terminationPathDefault, termination != "" && to == termination, strings.HasPrefix(path.Clean(to)+"/", tokensDirectory):
 		default:
 			bad.add("mount %s: volumes do not reach a VM yet; remove it and put files into the pod's cloud-init data", to)
 		}

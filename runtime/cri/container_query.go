@@ -173,6 +173,8 @@ func nanos(t time.Time) int64 {
 
 // containerInfo is what `crictl inspect` shows beside the status. Keys and user-data are no part of it.
 func containerInfo(vm supervisor.VM) (map[string]string, error) {
+	limits := vm.Limits
+	limits.Devices = nil // long, and the same for every VM
 	return jsonInfo(map[string]any{"virtlet": struct {
 		PodID      string             `json:"podID"`
 		State      supervisor.VMState `json:"state"`
@@ -183,5 +185,5 @@ func containerInfo(vm supervisor.VM) (map[string]string, error) {
 		Base       any                `json:"base"`
 		Asked      cgroups.Limits     `json:"asked"`
 		Limits     cgroups.Limits     `json:"limits"`
-	}{vm.PodID, vm.State, vm.Condition, vm.QEMU.PID, vm.Wrapper.PID, vm.Domain, vm.Spec.Base, vm.Spec.Resources, vm.Limits}})
+	}{vm.PodID, vm.State, vm.Condition, vm.QEMU.PID, vm.Wrapper.PID, vm.Domain, vm.Spec.Base, vm.Spec.Resources, limits}})
 }

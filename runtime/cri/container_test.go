@@ -13,6 +13,7 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/virtlet/virtlet/cgroups"
+	"github.com/virtlet/virtlet/runtime/image"
 	"github.com/virtlet/virtlet/sandbox/domain"
 	"github.com/virtlet/virtlet/sandbox/supervisor"
 )
@@ -84,6 +85,38 @@ func TestCreateContainer(t *testing.T) {
 	}
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Error(diff)
+	}
+}
+
+func TestCreateContainer_annotations(t *testing.T) {
+	create := func(annotations map[string]string) (supervisor.VMSpec, error) {
+		b := newBench(t)
+		pod := b.addPod(func(p *supervisor.Pod) { p.Spec.Annotations = annotations })
+		path, _ := b.pull(t, "disk.img", "content")
+		_, err := b.runtime.CreateContainer(t.Context(), kubeletContainer(pod.ID, path))
+		if err != nil {
+			return supervisor.VMSpec{}, err
+		}
+		return b.machines.vms[0].Spec, nil
+	}
+	t.Run("reach_the_vm", func(t *testing.T) {
+		got, err := create(map[string]string{"VirtletVCPUCount": "3", "VirtletRootVolumeSize": "2Gi", "VirtletCloudInitUserData": "#cloud-config\n{}\n"})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got.VCPUs != 3 || got.RootSize != 2<<30 || !strings.Contains(string(got.UserData), "{}") {
+			t.Errorf("got %+v", got)
+		}
+	})
+	for name, tc := range map[string]struct{ annotations map[string]string }{
+		"malformed":                   {map[string]string{"VirtletVCPUCount": "x"}},
+		"disk_smaller_than_its_image": {map[string]string{"VirtletRootVolumeSize": "1"}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			if _, err := create(tc.annotations); status.Code(err) != codes.InvalidArgument {
+				t.Errorf("got %v", err)
+			}
+		})
 	}
 }
 
@@ -172,6 +205,23 @@ func TestCreateContainer_accepted(t *testing.T) {
 			change(req.Config)
 			if _, err := b.runtime.CreateContainer(t.Context(), req); err != nil {
 				t.Error(err)
+			}
+		})
+	}
+}
+
+func TestImageName(t *testing.T) {
+	img := image.Image{ID: "sha256:abcdef", Tags: []string{"host/disk:latest"}}
+	for _, tc := range []struct{ name, asked, user, want string }{
+		{"by_name", "host/disk", "", "host/disk"},
+		{"by_id", "sha256:abcdef", "", "host/disk:latest"},
+		{"by_beginning_of_id", "abc", "", "host/disk:latest"},
+		{"what_the_pod_says_wins", "sha256:abcdef", "host/disk:v1", "host/disk:v1"},
+		{"a_name_that_looks_like_an_id", "beef", "", "beef"},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			if got := imageName(&runtimeapi.ImageSpec{Image: tc.asked, UserSpecifiedImage: tc.user}, img); got != tc.want {
+				t.Errorf("got %q, want %q", got, tc.want)
 			}
 		})
 	}

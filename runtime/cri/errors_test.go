@@ -20,7 +20,7 @@ func TestErrorCodes(t *testing.T) {
 	cancel()
 	for _, tc := range []struct {
 		name string
-		ctx  context.Context //nolint:containedctx // a row of the table
+		ctx  context.Context
 		err  error
 		want codes.Code
 	}{

@@ -130,6 +130,9 @@ func TestRunPodSandbox_refused(t *testing.T) {
 		{"bandwidth", func(_ *runtimeapi.RunPodSandboxRequest, c *config) {
 			c.Annotations["kubernetes.io/egress-bandwidth"] = "fast"
 		}, "egress-bandwidth"},
+		{"annotations", func(_ *runtimeapi.RunPodSandboxRequest, c *config) {
+			c.Annotations["VirtletVCPUCount"], c.Annotations["VirtletTypo"] = "many", "1"
+		}, "VirtletVCPUCount"},
 		{"several_at_once", func(_ *runtimeapi.RunPodSandboxRequest, c *config) {
 			c.Metadata.Uid, c.LogDirectory = "", "x"
 		}, `metadata.uid is empty; log_directory "x"`},
@@ -163,7 +166,7 @@ func TestRunPodSandbox_keptConfig(t *testing.T) {
 		return string(spec.Config)
 	}
 	same := func(*runtimeapi.RunPodSandboxRequest) {}
-	if kept(same) != kept(same) {
+	if first, second := kept(same), kept(same); first != second {
 		t.Error("equal requests are kept differently")
 	}
 	if kept(same) == kept(func(r *runtimeapi.RunPodSandboxRequest) { r.Config.Annotations["a"] = "b" }) {

@@ -5,6 +5,8 @@ import (
 	"strings"
 	"testing"
 
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
 
@@ -14,7 +16,7 @@ func TestSecretsStayOutOfTheLog(t *testing.T) {
 	pod := b.addPod()
 	path, _ := b.pull(t, "disk.img", "content")
 	b.machines.fail = errors.New("surprise")
-	secret := map[string]string{"VirtletSSHKeys": "ssh-ed25519 sesame", "VirtletCloudInitUserData": "#cloud-config\npassword: sesame"}
+	secret := map[string]string{"VirtletCloudInitUserData": "#cloud-config\npassword: sesame"}
 
 	run, create := kubeletPod(), kubeletContainer(pod.ID, path)
 	run.Config.Annotations, create.Config.Annotations, create.Config.Image.Annotations = secret, secret, secret
@@ -25,7 +27,12 @@ func TestSecretsStayOutOfTheLog(t *testing.T) {
 		Image: &runtimeapi.ImageSpec{Image: "http://user:sesame@127.0.0.1:1/x?signature=sesame", Annotations: secret},
 		Auth:  &runtimeapi.AuthConfig{Username: "user", Password: "sesame", Auth: "sesame", RegistryToken: "sesame"}, SandboxConfig: run.GetConfig(),
 	})
-	for _, err := range []error{err1, err2, err3} {
+	run.Config.Annotations = map[string]string{"VirtletSSHKeys": "sesame", "VirtletVCPUCount": "sesame"} // malformed
+	_, err4 := b.runtime.RunPodSandbox(t.Context(), run)
+	if status.Code(err4) != codes.InvalidArgument {
+		t.Errorf("malformed annotations: %v", err4)
+	}
+	for _, err := range []error{err1, err2, err3, err4} {
 		if err == nil || strings.Contains(err.Error(), "sesame") {
 			t.Errorf("error %v", err)
 		}
