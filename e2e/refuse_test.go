@@ -6,12 +6,14 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
 	"time"
 
 	"golang.org/x/sys/unix"
+	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/proto"
@@ -269,7 +271,7 @@ func TestPodNotReadyYet(t *testing.T) {
 		case <-tick.C:
 		}
 	}
-	_, err := r.Runtime.Version(ctx, &runtimeapi.VersionRequest{})
+	_, err := r.Runtime.Version(ctx, &runtimeapi.VersionRequest{}, grpc.WaitForReady(true))
 	ok(t, err)
 	_, err = r.RunPod(ctx, r.PodConfig("early"))
 	refused(t, err, codes.Unavailable, "recovering")
@@ -288,7 +290,7 @@ func TestPodSecondDaemon(t *testing.T) {
 	if err == nil {
 		t.Fatalf("a second daemon runs on the same state directory: %s", out)
 	}
-	if errors.Is(ctx.Err(), context.DeadlineExceeded) || !strings.Contains(err.Error(), "process") {
+	if errors.Is(ctx.Err(), context.DeadlineExceeded) || !strings.Contains(err.Error(), "in use by pid "+strconv.Itoa(r.DaemonPID())) {
 		t.Errorf("the second daemon does not tell who holds the store: %v", err)
 	}
 }
