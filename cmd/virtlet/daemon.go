@@ -83,12 +83,11 @@ func runDaemon(ctx context.Context, conf Config) (err error) {
 
 func recoverVMs(ctx context.Context, parts *parts, log *logrus.Entry) error {
 	start := time.Now()
-	err := parts.machines.Recover(ctx)
+	if err := parts.machines.Recover(ctx); err != nil && ctx.Err() == nil {
+		return err
+	}
 	if ctx.Err() != nil { // asked to stop meanwhile
 		return nil
-	}
-	if err != nil {
-		return err
 	}
 	log.WithFields(logrus.Fields{
 		"pods": len(parts.machines.Pods()), "vms": len(parts.machines.VMs()), "took": time.Since(start).Round(time.Millisecond).String(),

@@ -145,7 +145,7 @@ const (
 	terminationPathAnnotation = "io.kubernetes.container.terminationMessagePath"
 	terminationPathDefault    = "/dev/termination-log"
 	hostsFile                 = "/etc/hosts"
-	tokensDirectory           = "/var/run/secrets/"
+	accountsDirectory         = "/var/run/secrets/"
 )
 
 // checkMounts accepts the mounts that kubelet adds to every container unasked: hosts, the termination log and
@@ -162,7 +162,7 @@ func checkMounts(bad *faults, config *runtimeapi.ContainerConfig) {
 			bad.add("ImageVolumeMountFailed: mount %s: image volumes do not reach a VM yet; remove it", to)
 		case !path.IsAbs(m.GetHostPath()):
 			bad.add("mount %s: host_path %q is not absolute", to, m.GetHostPath())
-		case to == hostsFile, to == terminationPathDefault, termination != "" && to == termination, strings.HasPrefix(path.Clean(to)+"/", tokensDirectory):
+		case to == hostsFile, to == terminationPathDefault, termination != "" && to == termination, strings.HasPrefix(path.Clean(to)+"/", accountsDirectory):
 		default:
 			bad.add("mount %s: volumes do not reach a VM yet; remove it and put files into the pod's cloud-init data", to)
 		}
