@@ -83,15 +83,16 @@ func runDaemon(ctx context.Context, conf Config) (err error) {
 
 func recoverVMs(ctx context.Context, parts *parts, log *logrus.Entry) error {
 	start := time.Now()
-	if err := parts.machines.Recover(ctx); err != nil && ctx.Err() == nil {
+	err := parts.machines.Recover(ctx)
+	switch {
+	case ctx.Err() != nil: // asked to stop meanwhile
+	case err != nil:
 		return err
+	default:
+		log.WithFields(logrus.Fields{
+			"pods": len(parts.machines.Pods()), "vms": len(parts.machines.VMs()), "took": time.Since(start).Round(time.Millisecond).String(),
+		}).Info("recovered")
 	}
-	if ctx.Err() != nil { // asked to stop meanwhile
-		return nil
-	}
-	log.WithFields(logrus.Fields{
-		"pods": len(parts.machines.Pods()), "vms": len(parts.machines.VMs()), "took": time.Since(start).Round(time.Millisecond).String(),
-	}).Info("recovered")
 	return nil
 }
 
