@@ -84,16 +84,14 @@ func runDaemon(ctx context.Context, conf Config) (err error) {
 func recoverVMs(ctx context.Context, parts *parts, log *logrus.Entry) error {
 	start := time.Now()
 	err := parts.machines.Recover(ctx)
-	switch {
-	case ctx.Err() != nil: // asked to stop meanwhile
-	case err != nil:
-		return err
-	default:
+	if ctx.Err() != nil { // asked to stop meanwhile, which is no fault
+		err = nil
+	} else if err == nil {
 		log.WithFields(logrus.Fields{
 			"pods": len(parts.machines.Pods()), "vms": len(parts.machines.VMs()), "took": time.Since(start).Round(time.Millisecond).String(),
 		}).Info("recovered")
 	}
-	return nil
+	return err
 }
 
 // server is the gRPC side of the daemon.
