@@ -25,6 +25,8 @@ var (
 	ErrNoCNIConfig = errors.New("no CNI network configuration")
 	// ErrPluginMissing: a plugin that the configuration names is not in BinDirs.
 	ErrPluginMissing = errors.New("CNI plugin not installed")
+	// ErrStillAttached: an ADD failed and its DEL did too; Del must be repeated until it succeeds.
+	ErrStillAttached = errors.New("the network may still hold the pod")
 )
 
 // DefaultIfName is the link in the pod's netns where an Attachment names none.
@@ -126,7 +128,8 @@ func (a Attachment) ifName() string {
 }
 
 // Add attaches the pod and returns what its guest is to be told. On failure it has run DEL itself, on its own
-// deadline: the error then also tells what DEL could not undo.
+// deadline; where that fails too the error matches ErrStillAttached and tells both. A network whose plugins are not all
+// installed is refused before any of them has run.
 func (c *CNI) Add(ctx context.Context, a Attachment) (*netns.Network, error) {
 	if !netns.Exists(a.Netns) {
 		return nil, a.fail("ADD", "", fmt.Errorf("%q is no network namespace", a.Netns))
@@ -135,13 +138,20 @@ func (c *CNI) Add(ctx context.Context, a Attachment) (*netns.Network, error) {
 	if err != nil {
 		return nil, a.fail("ADD", "", err)
 	}
+	if err := c.installed(list); err != nil {
+		return nil, a.fail("ADD", list.Name, err)
+	}
 	if err := c.remember(list, a); err != nil {
 		return nil, a.fail("ADD", list.Name, err)
 	}
 	network, err := c.add(ctx, list, a)
 	if err != nil {
 		// The caller's ctx may have ended, and that must not keep the undoing from being done.
-		return nil, errors.Join(a.fail("ADD", list.Name, err), c.Del(context.WithoutCancel(ctx), a))
+		err = a.fail("ADD", list.Name, err)
+		if derr := c.Del(context.WithoutCancel(ctx), a); derr != nil {
+			err = fmt.Errorf("%w; %w: %w", err, ErrStillAttached, derr)
+		}
+		return nil, err
 	}
 	return network, nil
 }
@@ -250,6 +260,16 @@ func (c *CNI) Status(ctx context.Context) error {
 	if err != nil {
 		return (Attachment{}).fail("STATUS", "", err)
 	}
+	if err := c.installed(list); err != nil {
+		return (Attachment{}).fail("STATUS", list.Name, err)
+	}
+	ctx, cancel := c.bounded(ctx)
+	defer cancel()
+	return (Attachment{}).fail("STATUS", list.Name, c.lib.GetStatusNetworkList(ctx, list))
+}
+
+// installed tells which plugins that the network names are missing.
+func (c *CNI) installed(list *libcni.NetworkConfigList) error {
 	var errs []error
 	for _, p := range list.Plugins {
 		for _, name := range []string{p.Network.Type, p.Network.IPAM.Type} {
@@ -261,12 +281,7 @@ func (c *CNI) Status(ctx context.Context) error {
 			}
 		}
 	}
-	if len(errs) > 0 {
-		return (Attachment{}).fail("STATUS", list.Name, errors.Join(errs...))
-	}
-	ctx, cancel := c.bounded(ctx)
-	defer cancel()
-	return (Attachment{}).fail("STATUS", list.Name, c.lib.GetStatusNetworkList(ctx, list))
+	return errors.Join(errs...)
 }
 
 func (c *CNI) bounded(ctx context.Context) (context.Context, context.CancelFunc) {

@@ -97,11 +97,14 @@ func (s *Supervisor) runPod(ctx context.Context, p *pod, undo *revert) error {
 	if err := step(ctx, "run.netns"); err != nil {
 		return err
 	}
-	undo.add(func(ctx context.Context) error { return s.cni.Del(ctx, attachment(*p.rec.Load())) })
 	network, err := s.cni.Add(ctx, attachment(*p.rec.Load()))
 	if err != nil {
+		if errors.Is(err, cni.ErrStillAttached) {
+			undo.add(func(context.Context) error { return cni.ErrStillAttached })
+		}
 		return hostFault(err)
 	}
+	undo.add(func(ctx context.Context) error { return s.cni.Del(ctx, attachment(*p.rec.Load())) })
 	if err := step(ctx, "run.attached"); err != nil {
 		return err
 	}
@@ -128,7 +131,7 @@ func (s *Supervisor) undoRun(ctx context.Context, p *pod, undo *revert, cause er
 	}
 	msg := fmt.Sprintf("%v; undoing it failed: %v", cause, uerr)
 	s.log.WithField("pod", podName(p.rec.Load().Spec)).WithError(uerr).Error("a failed pod could not be undone; it stays as not ready until it is removed")
-	// The record may be gone, or may never have been written; either way the pod must be found by RemovePod.
+	// The record may never have been written; all the same the pod must be found by RemovePod.
 	if err := s.setPod(p, func(rec *Pod) { rec.State, rec.Message = PodNotReady, msg }); err != nil {
 		return errors.Join(cause, uerr, err)
 	}

@@ -32,7 +32,7 @@ func (s *Supervisor) StopPod(ctx context.Context, id string) error {
 // stopPod does the work; the caller holds the pod's lock.
 func (s *Supervisor) stopPod(ctx context.Context, p *pod) error {
 	rec := p.rec.Load()
-	if rec.State == PodNotReady && rec.Network == nil && !netns.Exists(rec.Netns) {
+	if rec.State == PodNotReady && rec.Released {
 		return nil
 	}
 	wasReady := rec.State == PodReady
@@ -56,7 +56,7 @@ func (s *Supervisor) stopPod(ctx context.Context, p *pod) error {
 		return err
 	}
 	err := s.setPod(p, func(rec *Pod) {
-		rec.Network = nil
+		rec.Network, rec.Released = nil, true
 		if rec.State != PodRemoving {
 			rec.State = PodNotReady
 		}

@@ -1,9 +1,6 @@
 package supervisor
 
-import (
-	"context"
-	"errors"
-)
+import "context"
 
 // revert is the undo stack of a request: steps push what undoes them, failure runs them in reverse order.
 type revert struct {
@@ -12,14 +9,15 @@ type revert struct {
 
 func (r *revert) add(f func(context.Context) error) { r.steps = append(r.steps, f) }
 
-// run undoes everything under a deadline of its own and returns what could not be undone.
+// run undoes everything under a deadline of its own. It stops at what cannot be undone: the earlier steps are what that
+// stands on (the netns under an attachment, the record under all), and a later removal needs them.
 func (r *revert) run(ctx context.Context) error {
 	ctx, cancel := cleanup(ctx)
 	defer cancel()
-	var errs []error
 	for i := len(r.steps) - 1; i >= 0; i-- {
-		errs = append(errs, r.steps[i](ctx))
+		if err := r.steps[i](ctx); err != nil {
+			return err
+		}
 	}
-	r.steps = nil
-	return errors.Join(errs...)
+	return nil
 }

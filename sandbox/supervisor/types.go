@@ -79,6 +79,8 @@ type Pod struct {
 	Netns  string `json:"netns"`
 	// Network is what CNI gave; nil before ADD and after DEL.
 	Network *netns.Network `json:"network,omitempty"`
+	// Released: CNI DEL has succeeded and the netns is removed, so that stopping the pod again has nothing to do.
+	Released bool `json:"released,omitempty"`
 	// Message tells why a pod is not ready, when that was not asked for.
 	Message string `json:"message,omitempty"`
 }
