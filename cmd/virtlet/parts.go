@@ -85,7 +85,7 @@ func (p *parts) makeMachines(conf Config, host *host) (err error) {
 	}
 	p.machines, err = supervisor.New(supervisor.Config{
 		StateDir: conf.StateDir, RunDir: conf.RunDir, NetnsDir: conf.NetnsDir,
-		QEMU: conf.QEMU, QEMUImg: conf.QEMUImg, Wrapper: wrapper,
+		QEMU: host.programs.probe, QEMUImg: conf.QEMUImg, Wrapper: wrapper,
 		Accel: host.accel, AccelWhy: host.why,
 		CgroupDriver: host.driver, DefaultMemory: conf.DefaultMemory,
 	}, p.store, network, p.log)

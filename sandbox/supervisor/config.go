@@ -23,8 +23,9 @@ type Config struct {
 	RunDir string
 	// NetnsDir is where pod network namespaces are pinned.
 	NetnsDir string
-	// QEMU, QEMUImg and Wrapper are programs; a bare name is looked up in PATH.
-	QEMU    string
+	// QEMU finds the emulator and checks its version. It is asked for each VM, so it should remember.
+	QEMU func(context.Context) (domain.QEMU, error)
+	// QEMUImg and Wrapper are programs; a bare name is looked up in PATH.
 	QEMUImg string
 	Wrapper string
 	// Accel and AccelWhy were chosen by domain.ProbeAccel.

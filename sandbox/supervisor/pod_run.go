@@ -49,7 +49,11 @@ func (s *Supervisor) RunPod(ctx context.Context, spec PodSpec) (Pod, error) {
 }
 
 func (s *Supervisor) checkPodSpec(spec PodSpec) error {
-	if err := cgroups.ParentExists(s.cfg.CgroupDriver, spec.CgroupParent); err != nil {
+	err := cgroups.ParentExists(s.cfg.CgroupDriver, spec.CgroupParent)
+	if errors.Is(err, cgroups.ErrBadParent) {
+		return fmt.Errorf("pod %s: %w: %w", podName(spec), ErrInvalid, err)
+	}
+	if err != nil {
 		return fmt.Errorf("pod %s: %w: %w", podName(spec), ErrHost, err)
 	}
 	return nil

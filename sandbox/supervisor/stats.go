@@ -14,7 +14,6 @@ import (
 	"github.com/virtlet/virtlet/netns"
 	"github.com/virtlet/virtlet/qmp"
 	"github.com/virtlet/virtlet/sandbox/disk"
-	"github.com/virtlet/virtlet/sandbox/domain"
 	"github.com/virtlet/virtlet/sandbox/wrapper"
 )
 
@@ -220,9 +219,4 @@ func spaceFault(err error) error {
 		return fmt.Errorf("%w: %w; free some space and retry", ErrNoSpace, err)
 	}
 	return err
-}
-
-// QEMU probes the QEMU binary that the next VM would run.
-func (s *Supervisor) QEMU(ctx context.Context) (domain.QEMU, error) {
-	return domain.ProbeQEMU(ctx, s.cfg.QEMU)
 }

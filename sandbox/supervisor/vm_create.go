@@ -11,7 +11,6 @@ import (
 
 	"github.com/virtlet/virtlet/netns"
 	"github.com/virtlet/virtlet/sandbox/disk"
-	"github.com/virtlet/virtlet/sandbox/domain"
 )
 
 // CreateVM defines the pod's machine and makes its root disk and seed; nothing runs yet. A pod has one VM that has not
@@ -52,7 +51,7 @@ func (s *Supervisor) createVM(ctx context.Context, p *pod, spec VMSpec) (*vm, er
 	if err := spec.Resources.Validate(); err != nil {
 		return nil, fmt.Errorf("%w: %w", ErrInvalid, err)
 	}
-	if _, err := domain.ProbeQEMU(ctx, s.cfg.QEMU); err != nil {
+	if _, err := s.cfg.QEMU(ctx); err != nil {
 		return nil, fmt.Errorf("%w: %w", ErrHost, err)
 	}
 	id := newID()

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"os/exec"
 	"time"
 
 	"github.com/virtlet/virtlet/cgroups"
@@ -75,7 +74,7 @@ func (s *Supervisor) boot(ctx context.Context, v *vm) (*machine, error) {
 	if err != nil {
 		return nil, err
 	}
-	job, err := s.job(v, group)
+	job, err := s.job(ctx, v, group)
 	if err != nil {
 		return nil, err
 	}
@@ -131,15 +130,15 @@ func (s *Supervisor) group(v *vm) (*cgroups.Group, error) {
 	return cgroups.New(s.cfg.CgroupDriver, v.pod.rec.Load().Spec.CgroupParent, v.id())
 }
 
-func (s *Supervisor) job(v *vm, group *cgroups.Group) (wrapper.Job, error) {
+func (s *Supervisor) job(ctx context.Context, v *vm, group *cgroups.Group) (wrapper.Job, error) {
 	rec, pod := v.rec.Load(), v.pod.rec.Load()
-	qemu, err := exec.LookPath(s.cfg.QEMU)
+	qemu, err := s.cfg.QEMU(ctx)
 	if err != nil {
-		return wrapper.Job{}, fmt.Errorf("%w: finding QEMU: %w", ErrHost, err)
+		return wrapper.Job{}, fmt.Errorf("%w: %w", ErrHost, err)
 	}
 	return wrapper.Job{
 		VMID: rec.ID, PodID: pod.ID, PodName: podName(pod.Spec),
-		QEMU: qemu, Domain: rec.Domain,
+		QEMU: qemu.Path, Domain: rec.Domain,
 		Netns: pod.Netns, Links: podLinks(*pod), Taps: taps(*pod), DNS: pod.Network.DNS, Hostname: hostname(pod.Spec),
 		Log:           wrapper.LogSpec{Path: rec.Spec.Container.LogPath},
 		RunDir:        s.cfg.vmRunDir(rec.ID),
