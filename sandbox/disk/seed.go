@@ -20,7 +20,7 @@ type Seed struct {
 	SSHKeys []string
 	// UserData in any form that cloud-init knows; it must begin with the mark of that form. Empty means none.
 	UserData []byte
-	// Network is what the guest's interfaces are to have; nil leaves it to the image.
+	// Network is what the guest's interfaces are to have; nil, or none, leaves it to the image.
 	Network *netns.Network
 }
 
@@ -63,7 +63,7 @@ func (s Seed) Files() (map[string][]byte, error) {
 	if len(s.UserData) == 0 {
 		files[userDataFile] = []byte(emptyUserData)
 	}
-	if s.Network != nil {
+	if s.Network != nil && len(s.Network.Interfaces) > 0 {
 		config, err := networkConfig(*s.Network)
 		if err != nil {
 			return nil, fmt.Errorf("building the seed's network-config: %w", err)
