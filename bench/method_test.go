@@ -1,0 +1,24 @@
+package bench
+
+// method tells a reader of RESULTS.md what was compared with what.
+const method = `## How it is measured
+
+The programs are release builds. Virtlet runs as on a node, in a network namespace of its own, and is driven through its
+CRI socket; each call's time includes gRPC and the client. What ran before the first measurement (page cache, the first
+pod's bridge) is not counted. Where there is a peer, the two take turns and change the order each time.
+
+- **StartContainer against bare QEMU.** Bare QEMU is the same binary with the same argument vector, read from /proc of a
+  QEMU that Virtlet started; only the paths of the root disk and the seed differ. It gets equal file descriptors (monitor
+  socket, socket pairs, a tap in a network namespace), a fresh overlay on the same image, and an empty environment. All
+  that is made before its clock starts, which is when QEMU is forked, and its guest is let run (QMP cont) at the first
+  reply. It is in no cgroup, has no DHCP server and no filters on its tap. Virtlet's clock starts with the call; cgroup,
+  vmwrapper, tap, filters, DHCP, two database transactions and the second monitor are all in it.
+- **Console lines.** The boot loader's line is the first line of any kind on the serial port; the kernel's is the first that
+  holds "Linux version". Virtlet's time is the time in the CRI log, bare QEMU's is that of the read from its console.
+- **RunPodSandbox against CNI ADD.** libcni runs the same configuration (bridge, host-local, portmap) in the same node on
+  a fresh network namespace, whose making is not counted.
+- **Lists.** ListPodSandbox and then ListContainers with every pod of the node in the answer, each pod with a created VM,
+  timed together; the figure is the median of the 99th percentiles of the batches.
+- **Memory** is PSS from smaps_rollup, with guests that are up. **CPU** is the time that the kernel counted for all threads
+  (sched_info) while guests are idle and nobody calls, in percent of one core.
+`
