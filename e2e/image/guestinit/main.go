@@ -91,11 +91,11 @@ func (g *guest) run() {
 	g.setHostname("")
 
 	go g.serveHTTP()
+	go g.serveSSH()
 	g.configureNetwork()
 	// From here on only grave kernel messages go to the console: they would cut into this line and the login prompt.
 	os.WriteFile("/proc/sys/kernel/printk", []byte("4"), 0o644)
 	g.say("up after %ss hostname=%s ip=%s", strings.Fields(read("/proc/uptime"))[0], hostname(), strings.Join(globalAddresses(), ","))
-	go g.serveSSH()
 	g.runCommands()
 	g.mu.Lock()
 	g.ready = true
@@ -244,29 +244,6 @@ func (g *guest) serveLogin() {
 		if err := cmd.Run(); err != nil {
 			time.Sleep(time.Second) // not in a tight loop where the machine has no serial port
 		}
-	}
-}
-
-// serveSSH makes the host key, unless the seed or an earlier boot gave one, and keeps dropbear running.
-func (g *guest) serveSSH() {
-	const key = "/etc/dropbear/host_ed25519"
-	os.MkdirAll("/etc/dropbear", 0o700)
-	if g.seed.HostKey != "" {
-		openssh := "/run/host_ed25519"
-		os.WriteFile(openssh, []byte(g.seed.HostKey), 0o600)
-		os.Remove(key)
-		if out, err := exec.Command("dropbearconvert", "openssh", "dropbear", openssh, key).CombinedOutput(); err != nil {
-			g.say("host key of the seed: %v: %s", err, out)
-		}
-		os.Remove(openssh)
-	}
-	if _, err := os.Stat(key); err != nil {
-		exec.Command("dropbearkey", "-t", "ed25519", "-f", key).Run()
-	}
-	for {
-		err := exec.Command("dropbear", "-F", "-s", "-r", key).Run()
-		g.say("dropbear ended: %v", err)
-		time.Sleep(time.Second)
 	}
 }
 
