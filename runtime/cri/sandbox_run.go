@@ -14,7 +14,6 @@ import (
 	"strings"
 
 	"google.golang.org/protobuf/proto"
-	"k8s.io/apimachinery/pkg/api/resource"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/virtlet/virtlet/netns"
@@ -257,18 +256,18 @@ func podBandwidth(bad *faults, annotations map[string]string) *netns.Bandwidth {
 	return b
 }
 
-func bandwidthRate(bad *faults, annotations map[string]string, key string) uint64 {
-	text, ok := annotations[key]
+func bandwidthRate(bad *faults, given map[string]string, key string) uint64 {
+	text, ok := given[key]
 	if !ok {
 		return 0
 	}
-	q, err := resource.ParseQuantity(text)
 	const least, most = 1000, 1_000_000_000_000_000 // kubelet's own bounds
-	if err != nil || q.Value() < least || q.Value() > most {
+	rate, ok := annotations.Quantity(text, most)
+	if !ok || rate < least {
 		bad.add("annotation %s: %s is not a rate in bits per second between 1k and 1P", key, strconv.Quote(text))
 		return 0
 	}
-	return uint64(q.Value())
+	return uint64(rate)
 }
 
 // podEcho is what of a sandbox's config must be told again later. It is encoded the same way each time: the supervisor

@@ -127,6 +127,9 @@ func TestRunPodSandbox_refused(t *testing.T) {
 		{"host_ip", func(_ *runtimeapi.RunPodSandboxRequest, c *config) { c.PortMappings[1].HostIp = "localhost" }, "not an address"},
 		{"protocol", func(_ *runtimeapi.RunPodSandboxRequest, c *config) { c.PortMappings[1].Protocol = 9 }, "unknown protocol 9"},
 		{"dns_server", func(_ *runtimeapi.RunPodSandboxRequest, c *config) { c.DnsConfig.Servers = []string{"dns.example"} }, "DNS server"},
+		{"bandwidth that takes minutes to read", func(_ *runtimeapi.RunPodSandboxRequest, c *config) {
+			c.Annotations["kubernetes.io/egress-bandwidth"] = "1e-999999999"
+		}, "egress-bandwidth"},
 		{"bandwidth", func(_ *runtimeapi.RunPodSandboxRequest, c *config) {
 			c.Annotations["kubernetes.io/egress-bandwidth"] = "fast"
 		}, "egress-bandwidth"},
