@@ -68,6 +68,9 @@ func startQEMU(job Job, nw *network) (_ *qemu, err error) {
 			return nil, err
 		}
 		ours = append(ours, theirs)
+		if err := enlarge(theirs); err != nil {
+			return nil, err
+		}
 		*end.conn, *end.fd = conn, give.add(theirs)
 	}
 	for _, j := range nw.joins {
@@ -136,4 +139,19 @@ func socketPair() (net.Conn, *os.File, error) {
 		return nil, nil, fmt.Errorf("using a socket pair: %w", err)
 	}
 	return conn, theirs, nil
+}
+
+// sendBuffer is what QEMU may write ahead of us, in bytes as the kernel counts them.
+//
+// QEMU writes the console byte by byte, and the kernel counts each as some 400: its default holds about 500 bytes.
+// A guest does not wait long for a serial port that is full (Linux: 10 ms), but loses what it has to say.
+const sendBuffer = 8 << 20
+
+// enlarge lets the child write into its end of a socket pair while we, on a busy host, are late to read. The memory is
+// used only then.
+func enlarge(theirs *os.File) error {
+	if err := unix.SetsockoptInt(int(theirs.Fd()), unix.SOL_SOCKET, unix.SO_SNDBUFFORCE, sendBuffer); err != nil {
+		return fmt.Errorf("enlarging a socket's buffer: %w", err)
+	}
+	return nil
 }
