@@ -12,8 +12,8 @@ DESTDIR ?=
 UNITDIR ?= $(PREFIX)/lib/systemd/system
 
 # Time limits of the test runs.
-UNIT_TIMEOUT ?= 10m
-E2E_TIMEOUT ?= 20m
+UNIT_TIMEOUT ?= 20m
+E2E_TIMEOUT ?= 45m
 BENCH_TIMEOUT ?= 60m
 # Regular expression over test names, as in go test -run.
 RUN ?= .
