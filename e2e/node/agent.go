@@ -21,7 +21,8 @@ type agent struct {
 
 	mu    sync.Mutex // held from a request to its reply
 	in    *bufio.Reader
-	stale int // replies that nobody waits for any more come first
+	line  []byte // the reply so far
+	stale int    // replies yet to come; all but the last have nobody who waits for them
 }
 
 func newAgent(conn net.Conn) *agent { return &agent{conn: conn, in: bufio.NewReader(conn)} }
@@ -54,17 +55,19 @@ func (a *agent) execute(ctx context.Context, command string, args, reply any) er
 	}
 	a.stale++
 	for {
-		line, err := a.in.ReadBytes('\n')
+		part, err := a.in.ReadBytes('\n')
+		a.line = append(a.line, part...)
 		if err != nil {
 			if ctx.Err() != nil {
 				return fmt.Errorf("%s: no answer from the node's agent: %w", command, ctx.Err())
 			}
 			return fmt.Errorf("%s: %w: %w", command, ErrNoPower, err)
 		}
-		if a.stale--; a.stale > 0 {
-			continue
+		line := a.line
+		a.line = nil
+		if a.stale--; a.stale == 0 {
+			return decodeReply(command, line, reply)
 		}
-		return decodeReply(command, line, reply)
 	}
 }
 

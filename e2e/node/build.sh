@@ -1,110 +1,132 @@
 #!/bin/bash
-# Builds the node image: a Debian 12 with systemd, cgroup v2, QEMU and CNI plugins, on which the tests run Virtlet as a
-# node would. Prints the path of the cached folder:
+# Builds the disk image of the node in a VM: Debian of the host's release with systemd, QEMU and CNI plugins.
 #
-#   disk.raw vmlinuz initramfs     for direct kernel boot; the disk is a sparse ext4 file system
-#   id_ed25519 host_ed25519.pub    root's key and the node's host key
+#   build.sh
 #
-# The cache is keyed by the files of this folder, so a second call returns at once; remove it to take newer Debian packages. The
-# packages come from where this host's apt has its Debian packages from. Needs root.
+# Prints the path of a folder that holds node.qcow2 (one ext4 file system, no boot loader), vmlinuz and initramfs. The
+# folder is cached and keyed by this script, so a second call returns at once; remove it to take newer Debian packages.
+# Needs root. Packages come from where the host's apt takes Debian's; nothing is installed on the host.
 set -euo pipefail
 export LC_ALL=C PATH="$PATH:/usr/sbin:/sbin"
 
-here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 cache=${VIRTLET_CACHE:-/var/cache/virtlet-test}
-suite=bookworm
+packages=(
+	systemd systemd-sysv dbus udev kmod procps iproute2
+	qemu-system-x86 qemu-utils containernetworking-plugins iptables
+	qemu-guest-agent                 # how the tests run commands
+)
 
 die() { echo "build.sh: $*" >&2; exit 1; }
 step() { echo "build.sh: $*" >&2; }
+
+# need TOOL PACKAGE: a missing tool is named together with the Debian package that has it.
 need() { command -v "$1" >/dev/null || missing+=("$1 (package $2)"); }
 missing=()
 need mmdebstrap mmdebstrap
+need qemu-img qemu-utils
 need mke2fs e2fsprogs
 need cpio cpio
-need modprobe kmod
-need unshare util-linux
+need depmod kmod
+need flock util-linux
 [ ${#missing[@]} = 0 ] || die "missing on this host: $(printf '%s; ' "${missing[@]}")install them with apt-get"
-[ "$(id -u)" = 0 ] || die "must run as root: mmdebstrap installs packages in a chroot"
+[ "$(id -u)" = 0 ] || die "must run as root: the image holds files of root's"
 [ "$(dpkg --print-architecture)" = amd64 ] || die "only amd64 is supported"
 
-packages=(
-	linux-image-cloud-amd64 systemd systemd-sysv dbus udev kmod procps busybox-static openssh-server
-	qemu-system-x86 qemu-utils containernetworking-plugins iproute2 iptables curl
-)
+key=$(sha256sum <"${BASH_SOURCE[0]}" | cut -c1-16)
+node=$cache/node-$key
+finish() { echo "$node"; exit 0; }
+[ ! -e "$node" ] || finish
 
-key=$(cd "$here" && find build.sh rootfs ../image/initramfs -type f -print0 | sort -z | xargs -0 sha256sum | sha256sum | cut -c1-16)
-result=$cache/node-$key
-finish() { echo "$result"; exit 0; }
-[ ! -e "$result" ] || finish
-
-# One build at a time; whoever waited finds the node made.
+# One build at a time; whoever waited finds the image made.
 mkdir -p "$cache"
 exec 9>"$cache/node.lock"
 flock 9
-[ ! -e "$result" ] || finish
+[ ! -e "$node" ] || finish
 
-find "$cache" -maxdepth 1 -name 'node-build.*' -exec rm -rf {} +   # of a build that was killed
+# All temporary files are below one folder. It stands beside the cache, so that the last rename is atomic.
+find "$cache" -maxdepth 1 -name 'node-build.*' -exec rm -rf --one-file-system {} + # of a build that was killed
 tmp=$(mktemp -d "$cache/node-build.XXXXXX")
-trap 'rm -rf "$tmp"' EXIT
+trap 'rm -rf --one-file-system "$tmp"' EXIT
 trap 'exit 130' INT TERM HUP
-chmod 755 "$tmp" # apt's user must get in
+chmod 755 "$tmp"
 
-# The source files of this host's apt that name Debian's repositories of this suite, others left out.
-repositories=$(apt-get indextargets --format '$(REPO_URI) $(RELEASE)' 'Created-By: Packages' 'Origin: Debian' |
-	sed -n "s/^\(.*[^/]\)\/* $suite.*/\1/p" | sort -u)
-[ -n "$repositories" ] || die "apt has no Debian $suite here: run apt-get update, or add it to /etc/apt/sources.list"
-sources=()
-for file in /etc/apt/sources.list /etc/apt/sources.list.d/*.list /etc/apt/sources.list.d/*.sources; do
-	[ -e "$file" ] && grep -v '^ *#' "$file" | grep -qF "$repositories" && sources+=("$file")
-done
-[ ${#sources[@]} -gt 0 ] || die "no file of /etc/apt names Debian's repositories"
-# A proxy that apt uses here is used there too.
-apt-config dump | grep -E '^Acquire::(http|https|ftp)::' >"$tmp/apt.conf" || true
+# The host's own sources of Debian packages, others left out, and its proxy.
+sources() { apt-get indextargets --format "$1" 'Created-By: Packages' 'Origin: Debian'; }
+# shellcheck disable=SC2016 # apt replaces the words
+{
+	read -r suite < <(sources '$(CODENAME)' | sort) || die "apt has no lists of Debian's packages: run apt-get update"
+	sources 'deb $(REPO_URI) $(RELEASE) $(COMPONENT)' >"$tmp/sources.list"
+}
+apt-config dump | grep -E '^Acquire::(http|https)::' >"$tmp/apt.conf" || true
+echo 'Apt::Install-Recommends "false";' >>"$tmp/apt.conf"
+kernel=$(apt-cache depends linux-image-cloud-amd64 2>/dev/null | sed -n 's/^ *Depends: \(linux-image-[0-9].*\)/\1/p' | head -1)
+[ -n "$kernel" ] || die "apt knows no linux-image-cloud-amd64: run apt-get update"
 
-step "installing Debian packages (one to two minutes)"
-root=$tmp/root
-# The kernel's package makes an initramfs that is not used: keep it small. Whatever mmdebstrap mounts goes with its namespace.
+# The kernel is only unpacked: its package would build an initramfs of 30 MB.
+unpack_kernel() {
+	mkdir "$tmp/deb" "$tmp/kernel" "$tmp/busybox"
+	(cd "$tmp/deb" && apt-get download -qq -o APT::Sandbox::User=root "$kernel" busybox-static >/dev/null)
+	dpkg -x "$tmp"/deb/linux-image*.deb "$tmp/kernel"
+	dpkg -x "$tmp"/deb/busybox-static*.deb "$tmp/busybox"
+	version=$(basename "$tmp"/kernel/lib/modules/*)
+	depmod -b "$tmp/kernel" "$version"
+
+	# The initramfs finds the root disk and hands over; virtio disks are there when the module's probe returns.
+	local init=$tmp/initramfs
+	mkdir -p "$init"/{bin,dev,modules,proc,root}
+	cp "$tmp/busybox/bin/busybox" "$init/bin"
+	for applet in sh insmod mount switch_root; do ln -s busybox "$init/bin/$applet"; done
+	{
+		printf '%s\n' '#!/bin/sh' 'mount -t proc proc /proc' 'mount -t devtmpfs dev /dev'
+		for m in virtio_pci virtio_blk ext4; do modprobe -d "$tmp/kernel" -S "$version" --show-depends "$m"; done |
+			sed -n 's/^insmod \(\S*\).*/\1/p' | awk '!seen[$0]++' |
+			while read -r module; do
+				cp "$module" "$init/modules"
+				echo "insmod /modules/$(basename "$module")"
+			done
+		printf '%s\n' 'mount -t ext4 -o rw,noatime /dev/vda /root' 'mount --move /dev /root/dev' 'mount --move /proc /root/proc' \
+			'exec switch_root /root /sbin/init'
+	} >"$init/init"
+	chmod 755 "$init/init"
+	mkdir "$tmp/out"
+	(cd "$init" && find . | sort | cpio --quiet -o -H newc -R 0:0 | gzip -1) >"$tmp/out/initramfs"
+	cp "$tmp/kernel/boot/vmlinuz-$version" "$tmp/out/vmlinuz"
+}
+
+step "installing Debian $suite"
+unpack_kernel 9>&- &
+kernel_job=$!
+leave_out=()
+for path in doc man info locale lintian bug; do leave_out+=(--dpkgopt="path-exclude=/usr/share/$path/*"); done
+# Whatever it mounts goes with its namespace.
 unshare --mount --propagation private -- \
-	mmdebstrap --quiet --mode=root --variant=minbase --format=directory \
+	mmdebstrap --quiet --mode=root --variant=essential --format=directory \
 	--include="$(IFS=,; echo "${packages[*]}")" \
-	--aptopt="$tmp/apt.conf" \
-	--dpkgopt='path-exclude=/usr/share/doc/*' --dpkgopt='path-exclude=/usr/share/man/*' \
-	--dpkgopt='path-exclude=/usr/share/locale/*' \
-	--essential-hook='mkdir -p "$1/etc/initramfs-tools/conf.d" && echo MODULES=list >"$1/etc/initramfs-tools/conf.d/small"' \
-	--customize-hook="copy-in '$here/rootfs/etc' /" \
-	--customize-hook='chroot "$1" systemctl --quiet enable node-network.service node-ready.service' \
-	--customize-hook='chroot "$1" systemctl --quiet mask apt-daily.timer apt-daily-upgrade.timer e2scrub_all.timer e2scrub_reap.service fstrim.timer dpkg-db-backup.timer getty@tty1.service' \
-	--customize-hook='chroot "$1" sh -c "rm -f /etc/ssh/ssh_host_*; ssh-keygen -q -t ed25519 -N \"\" -f /etc/ssh/ssh_host_ed25519_key; mkdir -m 700 -p /root/.ssh /share; ssh-keygen -q -t ed25519 -N \"\" -C virtlet-test-node -f /root/.ssh/id; mv /root/.ssh/id.pub /root/.ssh/authorized_keys"' \
-	"$suite" "$root" "${sources[@]}" >&2 || die "mmdebstrap failed, see above"
+	--aptopt="$tmp/apt.conf" --dpkgopt=force-unsafe-io "${leave_out[@]}" \
+	"$suite" "$tmp/root" "$tmp/sources.list" >&2 9>&- || die "mmdebstrap failed: see the message above; apt-get update may help"
+wait "$kernel_job" || die "unpacking $kernel failed: see the message above; apt-get update may help"
+
+step "making it a node"
+root=$tmp/root
+cp -r "$tmp"/kernel/lib/modules "$root/usr/lib/"
+echo node >"$root/etc/hostname"
+echo "127.0.0.1 localhost node" >"$root/etc/hosts"
+# With an id and caches that count as fresh, the first boot is like any other.
+md5sum </dev/null | cut -c1-32 >"$root/etc/machine-id"
+touch "$root/etc/.updated" "$root/var/.updated"
+# A node runs pods and nothing else: no login, no timers that wake up under a test.
+for unit in getty@tty1.service serial-getty@ttyS0.service getty.target apt-daily.timer apt-daily-upgrade.timer dpkg-db-backup.timer \
+	fstrim.timer e2scrub_all.timer e2scrub_reap.service systemd-pstore.service systemd-tmpfiles-clean.timer; do
+	ln -sf /dev/null "$root/etc/systemd/system/$unit"
+done
+printf '%s\n' vhost_net tun >"$root/etc/modules-load.d/node.conf"
+echo net.ipv4.ip_forward=1 >"$root/etc/sysctl.d/node.conf"
 
 step "making the disk"
-out=$tmp/out
-mkdir -m 700 "$out"
-mv "$root/root/.ssh/id" "$out/id_ed25519"
-cp "$root/etc/ssh/ssh_host_ed25519_key.pub" "$out/host_ed25519.pub"
-kernel=$(echo "$root"/boot/vmlinuz-*)
-version=${kernel##*/vmlinuz-}
-mv "$kernel" "$out/vmlinuz"
-rm -rf "$root"/boot/* "$root"/var/cache/apt/* "$root"/var/lib/apt/lists/*
+truncate -s 6G "$tmp/node.raw"
+mke2fs -q -t ext4 -m 0 -L node -E lazy_itable_init=1,lazy_journal_init=1,root_owner=0:0 -d "$root" "$tmp/node.raw"
+qemu-img convert -q -O qcow2 "$tmp/node.raw" "$tmp/out/node.qcow2"
 
-# An initramfs of a second's boot time: it loads the disk's driver and hands over.
-ramfs=$tmp/initramfs
-mkdir -p "$ramfs"/{bin,dev,proc,root,modules}
-cp "$here/../image/initramfs/init" "$ramfs/init"
-chmod 755 "$ramfs/init"
-cp "$root/bin/busybox" "$ramfs/bin"
-for applet in sh insmod mount switch_root cat; do ln -s busybox "$ramfs/bin/$applet"; done
-for m in virtio_pci virtio_blk; do modprobe -d "$root" -S "$version" --show-depends "$m"; done |
-	sed -n 's/^insmod \(\S*\).*/\1/p' | awk '!seen[$0]++' | while read -r module; do
-	cp "$module" "$ramfs/modules"
-	echo "insmod /modules/${module##*/}"
-done >"$tmp/load"
-mv "$tmp/load" "$ramfs/modules/load"
-(cd "$ramfs" && find . | sort | cpio --quiet -o -H newc -R 0:0 | gzip -1) >"$out/initramfs"
-
-truncate -s 8G "$out/disk.raw"
-mke2fs -q -t ext4 -m 0 -L virtlet-node -E lazy_itable_init=1,root_owner=0:0 -d "$root" "$out/disk.raw"
-
-mv "$out" "$result"
-step "made $result ($(du -sm "$result" | cut -f1) MiB)"
+mv -T "$tmp/out" "$node"
+step "made $node ($(du -sm "$node" | cut -f1) MiB)"
 finish
