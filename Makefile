@@ -34,7 +34,7 @@ SUDO := $(if $(filter 0,$(shell id -u)),,sudo)
 # End-to-end tests boot VMs; all others are unit tests, though some need root.
 E2E := ./e2e ./e2e/image
 E2E_PROGRAMS := $(CURDIR)/build/e2e
-UNIT = $$($(GO) list ./... | grep -v -x -e '.*/e2e' -e '.*/e2e/image' -e '.*/bench')
+UNIT = $$($(GO) list ./... | grep -v -x -e '.*/e2e' -e '.*/e2e/image')
 
 .PHONY: help
 help: ## Tell what there is to make

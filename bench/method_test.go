@@ -17,8 +17,8 @@ pod's bridge) is not counted. Where there is a peer, the two take turns and chan
   holds "Linux version". Virtlet's time is the time in the CRI log, bare QEMU's is that of the read from its console.
 - **RunPodSandbox against CNI ADD.** libcni runs the same configuration (bridge, host-local, portmap) in the same node on
   a fresh network namespace, whose making is not counted.
-- **Lists.** ListPodSandbox and then ListContainers with every pod of the node in the answer, each pod with a created VM,
-  timed together; the figure is the median of the 99th percentiles of the batches.
+- **Lists.** ListPodSandbox and then ListContainers with every pod of the node in the answer, each pod with a created VM
+  and with the labels and annotations that kubelet writes, timed together; the figure is the median of the 99th percentiles of the batches.
 - **Memory** is PSS from smaps_rollup, with guests that are up. **CPU** is the time that the kernel counted for all threads
   (sched_info) while guests are idle and nobody calls, in percent of one core.
 `
