@@ -69,7 +69,8 @@ func (i Image) clone() Image {
 type Store interface {
 	// UpdateImages records and forgets images in one durable transaction.
 	UpdateImages(put []Image, remove []string) error
-	// LoadImages returns everything that was kept; unreadable records are reported in the error beside the good ones.
+	// LoadImages returns everything that was kept; unreadable records are reported in the error beside the good ones. A
+	// nil list with an error means that nothing can be read at all.
 	LoadImages() ([]Image, error)
 }
 

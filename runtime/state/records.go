@@ -130,9 +130,10 @@ func (s *Store) remove(bucket, id string) error {
 	return nil
 }
 
-// collect reads a bucket's records and appends a fault for each that is not what its key says.
+// collect reads a bucket's records and appends a fault for each that is not what its key says. Without a single good
+// one it returns an empty list; nil is for a bucket that cannot be read at all.
 func collect[T any](tx *bolt.Tx, bucket string, idOf func(T) string, bad *[]error) []T {
-	var records []T
+	records := []T{}
 	b := tx.Bucket([]byte(bucket))
 	if b == nil {
 		*bad = append(*bad, fmt.Errorf("%w: bucket %s is missing", ErrBadRecord, bucket))

@@ -106,6 +106,21 @@ func TestStoreFileIsForRootOnly(t *testing.T) {
 }
 
 func TestLoad(t *testing.T) {
+	t.Run("nothing_but_bad_records_is_no_lost_database", func(t *testing.T) {
+		s := openNew(t)
+		mustNot(t, s.update(func(tx *bolt.Tx) error {
+			return errors.Join(tx.Bucket([]byte(bucketPods)).Put([]byte("a"), []byte("{half")),
+				tx.Bucket([]byte(bucketImages)).Put([]byte("b"), []byte("{half")))
+		}))
+		pods, vms, err := s.Load()
+		if pods == nil || vms == nil || !errors.Is(err, ErrBadRecord) {
+			t.Errorf("got pods %v, VMs %v, %v", pods, vms, err)
+		}
+		images, err := s.LoadImages()
+		if images == nil || !errors.Is(err, ErrBadRecord) {
+			t.Errorf("got images %v, %v", images, err)
+		}
+	})
 	t.Run("bad_records_do_not_hide_good_ones", func(t *testing.T) {
 		s := openNew(t)
 		mustNot(t, s.PutPod(somePod("a")), s.PutPod(somePod("c")), s.PutVM(someVM("v", "a")))
