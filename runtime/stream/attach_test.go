@@ -29,7 +29,7 @@ func TestAttach(t *testing.T) {
 	})
 	t.Run("end_of_input_reaches_the_guest_and_output_goes_on", func(t *testing.T) {
 		g := newGuest(t)
-		c := attach(t, newServer(t, g, Config{}), both())
+		c := attach(t, newServer(t, g, Config{}), &runtimeapi.AttachRequest{Stdin: true, Stdout: true})
 		console := g.next()
 		write(t, c.stdin, "last words")
 		must(t, c.stdin.Close())
@@ -37,6 +37,18 @@ func TestAttach(t *testing.T) {
 		wantEnd(t, console)
 		write(t, console, "still here")
 		wantRead(t, c.stdout, "still here")
+	})
+	t.Run("end_of_input_of_a_terminal_detaches", func(t *testing.T) {
+		g := newGuest(t)
+		c := attach(t, newServer(t, g, Config{}), both())
+		console := g.next()
+		write(t, c.stdin, "last words")
+		must(t, c.stdin.Close())
+		wantRead(t, console, "last words")
+		wantEnd(t, console)
+		if s, m := c.status(); s != "Success" {
+			t.Errorf("status %s: %s", s, m)
+		}
 	})
 	t.Run("end_of_the_machine_ends_it_after_the_last_byte", func(t *testing.T) {
 		g := newGuest(t)
@@ -76,7 +88,7 @@ func TestAttach(t *testing.T) {
 			if strings.Contains(name, "after") {
 				must(t, c.stdin.Close())
 			}
-			must(t, c.conn.Close())
+			_ = c.conn.Close() // it resets stream after stream, and the server may end the connection at the first
 			wantEnd(t, console)
 			// The end of reading could be a half; a write tells that nobody is there.
 			waitFor(t, "the console to be let go", func() bool { _, err := console.Write([]byte("x")); return err != nil })
@@ -122,7 +134,7 @@ func TestAttach(t *testing.T) {
 			c := attach(t, s, req)
 			console := g.next()
 			if i%2 == 0 {
-				must(t, c.conn.Close())
+				_ = c.conn.Close() // as above
 				wantEnd(t, console)
 			} else {
 				must(t, console.Close())

@@ -24,7 +24,10 @@ var _ streaming.Runtime = (*target)(nil)
 
 // Attach joins a client with a console until the client goes or the VM ends. Everything that the guest wrote is passed
 // on before it returns. The console has no size, so resize events are read and forgotten.
-func (t *target) Attach(ctx context.Context, vmID string, in io.Reader, out, _ io.WriteCloser, _ bool,
+//
+// The end of a terminal's input means that its user detached: clients that know detach keys, like crictl, close their
+// input for them and wait for the end. The end of any other input is only that.
+func (t *target) Attach(ctx context.Context, vmID string, in io.Reader, out, _ io.WriteCloser, tty bool,
 	resize <-chan remotecommand.TerminalSize) error {
 	if !t.server.join() {
 		return errClosing
@@ -44,7 +47,11 @@ func (t *target) Attach(ctx context.Context, vmID string, in io.Reader, out, _ i
 	}
 	if in != nil {
 		go func() {
-			if _, err := io.Copy(console, in); err == nil {
+			_, err := io.Copy(console, in)
+			switch {
+			case tty:
+				_ = console.Close()
+			case err == nil:
 				closeWrite(console)
 			}
 		}()
