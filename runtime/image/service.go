@@ -151,14 +151,29 @@ func (s *Service) Acquire(name string) (*Lease, error) {
 		return nil, err
 	}
 	s.held[img.ID]++
-	release := sync.OnceFunc(func() {
-		s.mu.Lock()
-		defer s.mu.Unlock()
-		if s.held[img.ID]--; s.held[img.ID] == 0 {
-			delete(s.held, img.ID)
-		}
-	})
+	release := sync.OnceFunc(func() { s.giveBack(img.ID) })
 	return &Lease{Image: s.shown(img), Path: s.contents.path(img.ID), release: release}, nil
+}
+
+// giveBack ends a lease. What was removed meanwhile goes with its last one, unless a machine was made of it.
+func (s *Service) giveBack(id string) {
+	s.mu.Lock()
+	if s.held[id]--; s.held[id] == 0 {
+		delete(s.held, id)
+	}
+	removed := s.images[id].Removed
+	s.mu.Unlock()
+	if !removed {
+		return
+	}
+	s.changing.Lock()
+	defer s.changing.Unlock()
+	if img, _ := s.record(id); !img.Removed { // freed already, or pulled again
+		return
+	}
+	if err := s.collect(id); err != nil {
+		s.cfg.Log.WithField("image", id).WithError(err).Error("freeing a removed image; the next collection tries again")
+	}
 }
 
 // find needs mu.

@@ -160,10 +160,26 @@ func TestRemove(t *testing.T) {
 		}
 		_, err = ts.Acquire(id)
 		wantError(t, err, ErrNotFound)
+		ts.inUse.Store(id, true) // a machine was made of it
 		lease.Release()
-		lease.Release()
+		ts.wantContents(id)
+		ts.inUse.Delete(id)
 		_, err = ts.Collect(ctx)
 		must(t, err)
+		ts.wantNothing()
+	})
+	t.Run("content_goes_with_its_last_lease", func(t *testing.T) {
+		ts := newService(t)
+		ts.pull(name)
+		first, err := ts.Acquire(name)
+		must(t, err)
+		last, err := ts.Acquire(name)
+		must(t, err)
+		must(t, ts.Remove(ctx, name))
+		first.Release()
+		first.Release()
+		ts.wantContents(id)
+		last.Release()
 		ts.wantNothing()
 	})
 	t.Run("pulled_again_before_it_was_freed", func(t *testing.T) {
