@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"path/filepath"
 
-	"github.com/moby/sys/mountinfo"
 	"github.com/sirupsen/logrus"
 
 	"github.com/virtlet/virtlet/cgroups"
@@ -59,7 +58,7 @@ func assemble(ctx context.Context, conf Config, log *logrus.Entry) (_ *parts, er
 	if p.streams, err = stream.New(stream.Config{Address: conf.StreamingAddress}, p.machines, p.machines); err != nil {
 		return nil, err
 	}
-	diskMount, err := mountpoint(conf.StateDir)
+	diskMount, err := image.Mountpoint(conf.StateDir)
 	if err != nil {
 		return nil, err
 	}
@@ -96,7 +95,7 @@ func (p *parts) makeImages(conf Config) (err error) {
 	p.images, err = image.Open(image.Config{
 		Root:          filepath.Join(conf.StateDir, "images"),
 		Store:         p.store,
-		Inspector:     inspector{conf.QEMUImg},
+		Inspector:     inspector{image.DiskInspector(conf.QEMUImg)},
 		InUse:         p.inUse,
 		InsecureHosts: conf.ImagePlainHTTP,
 		LocalDirs:     conf.ImageLocalDirs,
@@ -172,26 +171,15 @@ func (p *parts) close() error {
 	return errors.Join(errs...)
 }
 
-// inspector lets the image store ask package disk what a file is.
-type inspector struct{ qemuImg string }
+// inspector is the image store's, and blames the host where qemu-img is missing.
+type inspector struct{ image.DiskInspector }
 
 func (i inspector) Inspect(ctx context.Context, path string) (image.Info, error) {
-	info, err := disk.Inspect(ctx, i.qemuImg, path)
-	switch {
-	case err == nil:
-		return image.Info{Format: info.Format, VirtualSize: info.VirtualSize}, nil
-	case errors.Is(err, disk.ErrQEMUImgMissing):
-		return image.Info{}, fmt.Errorf("%w: %w", supervisor.ErrHost, err)
+	info, err := i.DiskInspector.Inspect(ctx, path)
+	if errors.Is(err, disk.ErrQEMUImgMissing) {
+		err = fmt.Errorf("%w: %w", supervisor.ErrHost, err)
 	}
-	for _, fault := range []error{
-		disk.ErrNotADisk, disk.ErrBackingFile, disk.ErrDataFile, disk.ErrEncrypted,
-		disk.ErrTooLarge, disk.ErrTruncated, disk.ErrDamaged, disk.ErrUnsupported,
-	} {
-		if errors.Is(err, fault) {
-			return image.Info{}, fmt.Errorf("%w: %w", image.ErrRefused, err)
-		}
-	}
-	return image.Info{}, err
+	return info, err
 }
 
 // host is what the daemon found on its host.
@@ -247,23 +235,4 @@ func (h *host) facts(conf Config) map[string]any {
 			"qemuImg": conf.QEMUImg, "vmwrapper": conf.Wrapper, "defaultMemory": conf.DefaultMemory,
 		},
 	}
-}
-
-// mountpoint is where the file system of a directory is mounted.
-func mountpoint(dir string) (string, error) {
-	dir, err := filepath.EvalSymlinks(dir)
-	if err != nil {
-		return "", err
-	}
-	mounts, err := mountinfo.GetMounts(mountinfo.ParentsFilter(dir))
-	if err != nil {
-		return "", fmt.Errorf("finding the file system of %s: %w", dir, err)
-	}
-	longest := "/"
-	for _, m := range mounts {
-		if len(m.Mountpoint) > len(longest) {
-			longest = m.Mountpoint
-		}
-	}
-	return longest, nil
 }

@@ -24,9 +24,9 @@ type FsInfo struct {
 // FsInfo measures the store.
 func (s *Service) FsInfo() (FsInfo, error) {
 	info := FsInfo{Time: time.Now()}
-	mount, err := mountpoint(s.cfg.Root)
+	mount, err := Mountpoint(s.cfg.Root)
 	if err != nil {
-		return FsInfo{}, fmt.Errorf("finding the file system of image store %s: %w", s.cfg.Root, err)
+		return FsInfo{}, err
 	}
 	info.Mountpoint = mount
 	err = filepath.WalkDir(s.cfg.Root, func(_ string, entry fs.DirEntry, err error) error {
@@ -52,15 +52,15 @@ func (s *Service) FsInfo() (FsInfo, error) {
 	return info, nil
 }
 
-// mountpoint is the longest mount point that path lies at or below.
-func mountpoint(path string) (string, error) {
-	path, err := filepath.EvalSymlinks(path)
+// Mountpoint is the longest mount point that path lies at or below.
+func Mountpoint(path string) (string, error) {
+	resolved, err := filepath.EvalSymlinks(path)
 	if err != nil {
-		return "", err
+		return "", fmt.Errorf("finding the file system of %s: %w", path, err)
 	}
-	mounts, err := mountinfo.GetMounts(mountinfo.ParentsFilter(path))
+	mounts, err := mountinfo.GetMounts(mountinfo.ParentsFilter(resolved))
 	if err != nil {
-		return "", err
+		return "", fmt.Errorf("finding the file system of %s: %w", path, err)
 	}
 	var longest string
 	for _, m := range mounts {
