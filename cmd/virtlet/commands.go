@@ -32,12 +32,20 @@ func newRootCommand() *cobra.Command {
 		},
 	}
 	root.PersistentFlags().StringVar(&file, "config", "", "configuration `file`; "+defaultConfigFile+" is read where it exists")
-	for _, s := range settings(&flags) {
-		root.PersistentFlags().Var(s.value, s.name, s.help)
-	}
+	bind(root.PersistentFlags(), &flags)
 	root.PersistentFlags().SortFlags = false
 	root.AddCommand(configCommand(&file), versionCommand(), checkCommand(&file))
 	return root
+}
+
+// bind makes a flag of each setting.
+func bind(flags *pflag.FlagSet, conf *Config) {
+	for _, s := range settings(conf) {
+		flag := flags.VarPF(s.value, s.name, "", s.help)
+		if s.value.Type() == kindBool {
+			flag.NoOptDefVal = "true" // --flag alone
+		}
+	}
 }
 
 // effective is the configuration in force: what the flags set, else the file, else the defaults.

@@ -22,9 +22,7 @@ func load(t *testing.T, text string, args ...string) (Config, origins, string, e
 	}
 	bound := defaults()
 	flags := pflag.NewFlagSet("virtlet", pflag.ContinueOnError)
-	for _, s := range settings(&bound) {
-		flags.Var(s.value, s.name, s.help)
-	}
+	bind(flags, &bound)
 	if err := flags.Parse(args); err != nil {
 		return Config{}, nil, file, err
 	}
@@ -39,19 +37,20 @@ state-dir: /srv/virtlet/
 cni-bin-dir: [/a, /b]
 handlers:
   - vm
-default-memory: 512Mi
+default-memory: 1.5Gi
 cni-timeout: 90s
-cni-exclusive: true
 accel: tcg
 log-level: debug
-`, "--accel=kvm", "--image-local-dirs=/x,/y", "--image-local-dirs=/z")
+image-plain-http-hosts: [registry, "10.0.0.1:80", "::1", "[::1]:80"]
+`, "--accel=kvm", "--cni-exclusive", "--image-local-dirs=/x,/y", "--image-local-dirs=/z")
 	if err != nil {
 		t.Fatal(err)
 	}
 	want := defaults()
 	want.StateDir, want.CNIBinDirs, want.Handlers = "/srv/virtlet", []string{"/a", "/b"}, []string{"vm"}
-	want.DefaultMemory, want.CNITimeout, want.CNIExclusive, want.LogLevel = 512<<20, 90*time.Second, true, "debug"
+	want.DefaultMemory, want.CNITimeout, want.CNIExclusive, want.LogLevel = 1536<<20, 90*time.Second, true, "debug"
 	want.Accel, want.ImageLocalDirs = "kvm", []string{"/x", "/y", "/z"}
+	want.ImagePlainHTTP = []string{"registry", "10.0.0.1:80", "::1", "[::1]:80"}
 	if diff := cmp.Diff(want, conf); diff != "" {
 		t.Error(diff)
 	}
@@ -88,6 +87,8 @@ func TestConfigFile_refused(t *testing.T) {
 		"streams_no_port":   {"streaming-address: 127.0.0.1\n", "is not an address such as"},
 		"relative_program":  {"qemu: bin/qemu\n", "neither a program's name nor an absolute path"},
 		"log_level":         {"log-level: loud\n", "none of error, warning, info, debug, trace"},
+		"url_for_host":      {"image-plain-http-hosts: ['http://a']\n", `:1: image-plain-http-hosts: "http://a" is not a host`},
+		"no_image_name":     {"image-pinned: ['a b']\n", `:1: image-pinned: invalid image name "a b"`},
 		"not_a_mapping":     {"- a\n", ":1: expected lines of the form"},
 		"two_documents":     {"accel: tcg\n---\naccel: kvm\n", "more than one YAML document"},
 		"no_yaml":           {"accel: [\n", "line 1"},
@@ -99,6 +100,20 @@ func TestConfigFile_refused(t *testing.T) {
 				t.Errorf("got %v\nwant %q", err, tc.want)
 			}
 		})
+	}
+}
+
+func TestConfigFile_together(t *testing.T) {
+	_, _, _, err := load(t, "state-dir: /x\n", "--run-dir=/x/")
+	if err == nil || !strings.Contains(err.Error(), "state-dir and run-dir are both /x") {
+		t.Errorf("one directory for both: %v", err)
+	}
+}
+
+func TestConfigFile_secrets(t *testing.T) {
+	_, _, _, err := load(t, "image-pinned: ['https://user:hunter2@host/disk']\n")
+	if err == nil || !strings.Contains(err.Error(), "credentials") || strings.Contains(err.Error(), "hunter2") {
+		t.Errorf("credentials in a name that `virtlet config` prints: %v", err)
 	}
 }
 

@@ -44,7 +44,7 @@ func loadConfig(file, fallback string, flags *pflag.FlagSet) (Config, origins, e
 		}
 		from[s.name] = "flag"
 	}
-	return conf, from, nil
+	return conf, from, conf.check()
 }
 
 func copyValue(to, from pflag.Value) error {
@@ -148,7 +148,7 @@ func printConfig(w io.Writer, conf Config, from origins) error {
 				val.Content = append(val.Content, textNode(item))
 			}
 		case value:
-			if v.kind != "bool" {
+			if v.kind != kindBool {
 				val = textNode(v.get())
 			}
 		}

@@ -1,10 +1,10 @@
 package main
 
 import (
-	"errors"
 	"fmt"
 	"net"
 	"net/netip"
+	"net/url"
 	"path/filepath"
 	"slices"
 	"time"
@@ -104,13 +104,21 @@ func settings(c *Config) []setting {
 		{"default-memory", "`size` of a guest's RAM where the pod has no memory limit", size(&c.DefaultMemory, domain.MinMemory)},
 		{"image-max-size", "largest `size` of an image", size(&c.ImageMaxSize, 1)},
 		{"image-stall-timeout", "a download that brings nothing for so long is given up", duration(&c.ImageStallTimeout)},
-		{"image-plain-http-hosts", "hosts (with or without port) from which images come by plain http", list(&c.ImagePlainHTTP, nonEmpty)},
+		{"image-plain-http-hosts", "hosts (with or without port) from which images come by plain http", list(&c.ImagePlainHTTP, hostPort)},
 		{"image-local-dirs", "directories of this host from which images may be taken", list(&c.ImageLocalDirs, absolute)},
-		{"image-pinned", "images that kubelet's garbage collection spares", list(&c.ImagePinned, nonEmpty)},
+		{"image-pinned", "images that kubelet's garbage collection spares", list(&c.ImagePinned, image.CheckName)},
 		{"stop-timeout", "how long a stopping daemon waits for requests under way", duration(&c.StopTimeout)},
 		{"log-level", "least weight of what is logged: error, warning, info, debug or trace", choice(&c.LogLevel, logLevels()...)},
 		{"log-format", "auto, text or json; auto is text on a terminal", choice(&c.LogFormat, auto, logText, logJSON)},
 	}
+}
+
+// check looks at the settings that must fit together.
+func (c *Config) check() error {
+	if c.StateDir == c.RunDir {
+		return fmt.Errorf("state-dir and run-dir are both %s: what a VM leaves in run-dir is removed when it has ended, and its root disk would go too; name two directories", c.StateDir)
+	}
+	return nil
 }
 
 func logLevels() []string {
@@ -123,9 +131,12 @@ func logLevels() []string {
 
 // The rules of single values.
 
-func nonEmpty(s string) error {
-	if s == "" {
-		return errors.New("is empty")
+func hostPort(s string) error {
+	if _, err := netip.ParseAddr(s); err == nil {
+		return nil
+	}
+	if u, err := url.Parse("//" + s); err != nil || u.Host != s || u.Hostname() == "" {
+		return fmt.Errorf("%q is not a host such as images.example.org or 10.0.0.1:8000", s)
 	}
 	return nil
 }

@@ -3,6 +3,7 @@ package main
 import (
 	"errors"
 	"fmt"
+	"math"
 	"path/filepath"
 	"strconv"
 	"strings"
@@ -10,6 +11,8 @@ import (
 
 	"github.com/spf13/pflag"
 	"k8s.io/apimachinery/pkg/api/resource"
+
+	"github.com/virtlet/virtlet/runtime/annotations"
 )
 
 // value is a setting's value: how it is written, and how it is read and checked.
@@ -71,8 +74,10 @@ func choice(to *string, allowed ...string) pflag.Value {
 	}, func() string { return *to }}
 }
 
+const kindBool = "bool"
+
 func boolean(to *bool) pflag.Value {
-	return value{"bool", func(s string) error {
+	return value{kindBool, func(s string) error {
 		b, err := strconv.ParseBool(s)
 		if err != nil {
 			return fmt.Errorf("%q is neither true nor false", s)
@@ -96,9 +101,8 @@ func duration(to *time.Duration) pflag.Value {
 // size reads a Kubernetes quantity of bytes.
 func size(to *int64, least int64) pflag.Value {
 	return value{"size", func(s string) error {
-		q, err := resource.ParseQuantity(s)
-		n, exact := q.AsInt64()
-		if err != nil || !exact {
+		n, ok := annotations.Quantity(s, math.MaxInt64)
+		if !ok {
 			return fmt.Errorf("%q is not a size in bytes such as 512Mi or 64Gi", s)
 		}
 		if n < least {

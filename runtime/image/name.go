@@ -48,6 +48,16 @@ func (r reference) names() []string {
 	return []string{r.String(), other.String()}
 }
 
+// CheckName tells what is wrong with a name that stands in a configuration. It must hold no credentials: they would lie
+// open there, and only pulling needs any.
+func CheckName(name string) error {
+	ref, err := parse(name)
+	if err == nil && ref.user != nil {
+		return invalidName(ref.String(), "it must hold no credentials")
+	}
+	return err
+}
+
 // Redact returns an image's name as it may be logged: without the credentials that a URL can hold.
 func Redact(name string) string {
 	ref, err := parse(name)
