@@ -104,7 +104,7 @@ func (f *Failure) Error() string {
 	return fmt.Sprintf("exit code %d of %q in the node: %s", f.Code, f.Script, strings.TrimSpace(f.Stderr+"\n"+f.Stdout))
 }
 
-// run runs a program in the node and returns its standard output.
+// run runs a program in the node and returns its standard output. A failure is told by the last argument.
 func (a *agent) run(ctx context.Context, stdin []byte, path string, args ...string) (string, error) {
 	exec := map[string]any{"path": path, "arg": args, "capture-output": true}
 	if len(stdin) > 0 {
@@ -130,7 +130,7 @@ func (a *agent) run(ctx context.Context, stdin []byte, path string, args ...stri
 			if st.ExitCode != nil && *st.ExitCode == 0 {
 				return string(st.Out), nil
 			}
-			f := &Failure{Script: strings.Join(args, " "), Stdout: string(st.Out), Stderr: string(st.Err), Code: -1}
+			f := &Failure{Script: args[len(args)-1], Stdout: string(st.Out), Stderr: string(st.Err), Code: -1}
 			if st.ExitCode != nil {
 				f.Code = *st.ExitCode
 			}
@@ -139,7 +139,7 @@ func (a *agent) run(ctx context.Context, stdin []byte, path string, args ...stri
 		select {
 		case <-tick.C:
 		case <-ctx.Done():
-			return "", fmt.Errorf("%q in the node has not ended: %w", strings.Join(args, " "), ctx.Err())
+			return "", fmt.Errorf("%q in the node has not ended: %w", args[len(args)-1], ctx.Err())
 		}
 	}
 }

@@ -119,7 +119,7 @@ for unit in getty@tty1.service serial-getty@ttyS0.service getty.target apt-daily
 	fstrim.timer e2scrub_all.timer e2scrub_reap.service systemd-pstore.service systemd-tmpfiles-clean.timer; do
 	ln -sf /dev/null "$root/etc/systemd/system/$unit"
 done
-printf '%s\n' vhost_net tun >"$root/etc/modules-load.d/node.conf"
+printf '%s\n' kvm_amd vhost_net tun >"$root/etc/modules-load.d/node.conf"
 echo net.ipv4.ip_forward=1 >"$root/etc/sysctl.d/node.conf"
 
 step "making the disk"
