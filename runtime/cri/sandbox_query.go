@@ -13,6 +13,7 @@ import (
 
 // PodSandboxStatus tells all about one sandbox and its containers.
 func (s *Server) PodSandboxStatus(_ context.Context, req *runtimeapi.PodSandboxStatusRequest) (*runtimeapi.PodSandboxStatusResponse, error) {
+	at := time.Now() // before the reading: kubelet drops events that are older than a status
 	p, err := s.pod(req.GetPodSandboxId())
 	if err != nil {
 		return nil, err
@@ -20,7 +21,7 @@ func (s *Server) PodSandboxStatus(_ context.Context, req *runtimeapi.PodSandboxS
 	resp := &runtimeapi.PodSandboxStatusResponse{
 		Status:             s.podStatus(p),
 		ContainersStatuses: s.statusesOf(p.ID),
-		Timestamp:          time.Now().UnixNano(),
+		Timestamp:          at.UnixNano(),
 	}
 	if req.GetVerbose() {
 		if resp.Info, err = s.podInfo(p); err != nil {

@@ -5,6 +5,7 @@ import (
 	"math"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 	"google.golang.org/grpc/codes"
@@ -210,5 +211,27 @@ func TestPodSandboxStatus(t *testing.T) {
 	}
 	if !json.Valid([]byte(resp.GetInfo()["virtlet"])) {
 		t.Errorf("info %v", resp.GetInfo())
+	}
+}
+
+// clockedMachines notes when a pod was read.
+type clockedMachines struct {
+	*machines
+	read time.Time
+}
+
+func (c *clockedMachines) Pod(id string) (supervisor.Pod, error) {
+	c.read = time.Now()
+	return c.machines.Pod(id)
+}
+
+// Kubelet throws away events that are older than a status: it must not miss what happened after the reading.
+func TestPodSandboxStatus_timestamp(t *testing.T) {
+	b := newBench(t)
+	p, clock := b.addPod(), &clockedMachines{machines: b.machines}
+	b.server.machines = clock
+	resp, err := b.runtime.PodSandboxStatus(t.Context(), &runtimeapi.PodSandboxStatusRequest{PodSandboxId: p.ID})
+	if err != nil || resp.GetTimestamp() > clock.read.UnixNano() {
+		t.Errorf("read at %d, timestamp %d, %v", clock.read.UnixNano(), resp.GetTimestamp(), err)
 	}
 }
