@@ -134,7 +134,7 @@ func (s *Session) Await(ctx context.Context, text string) (string, error) {
 		}
 		s.mu.Unlock()
 		if ended {
-			return "", fmt.Errorf("%s ended (%v) without %q; it wrote:\n%s", s, s.err, text, s.Output())
+			return "", fmt.Errorf("%s ended without %q (%s); it wrote:\n%s", s, text, s.cmd.ProcessState, s.Output())
 		}
 		select {
 		case <-more:

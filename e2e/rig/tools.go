@@ -138,8 +138,7 @@ func lockFile(ctx context.Context, path string) (unlock func(), err error) {
 		return func() { _ = f.Close() }, nil
 	case <-ctx.Done():
 		go func() { // the lock, when it comes, goes at once
-			<-locked
-			_ = f.Close()
+			_ = errors.Join(<-locked, f.Close())
 		}()
 		return nil, fmt.Errorf("locking %s: %w", path, ctx.Err())
 	}
