@@ -8,7 +8,9 @@ import (
 	"github.com/coreos/go-systemd/v22/daemon"
 	"github.com/sirupsen/logrus"
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/grpc/status"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
 
@@ -45,7 +47,8 @@ func keepWatchdog(ctx context.Context, socket string, log *logrus.Entry) {
 	}
 }
 
-// answers asks the daemon for its version by the way that kubelet takes.
+// answers asks, by the way that kubelet takes, for the version and for a pod that nobody has: that looks into the memory
+// of pods, which a stuck daemon cannot. One that is still recovering answers too.
 func answers(ctx context.Context, socket string, timeout time.Duration) error {
 	ctx, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
@@ -54,8 +57,13 @@ func answers(ctx context.Context, socket string, timeout time.Duration) error {
 		return fmt.Errorf("dialling %s: %w", socket, err)
 	}
 	defer conn.Close()
-	if _, err := runtimeapi.NewRuntimeServiceClient(conn).Version(ctx, &runtimeapi.VersionRequest{}); err != nil {
+	client := runtimeapi.NewRuntimeServiceClient(conn)
+	if _, err := client.Version(ctx, &runtimeapi.VersionRequest{}); err != nil {
 		return fmt.Errorf("asking %s for its version: %w", socket, err)
+	}
+	nobody := &runtimeapi.ListPodSandboxRequest{Filter: &runtimeapi.PodSandboxFilter{Id: "nobody"}}
+	if _, err := client.ListPodSandbox(ctx, nobody); err != nil && status.Code(err) != codes.Unavailable {
+		return fmt.Errorf("asking %s for its pods: %w", socket, err)
 	}
 	return nil
 }
