@@ -8,6 +8,8 @@ import (
 	"sync"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/virtlet/virtlet/cgroups"
 	"github.com/virtlet/virtlet/qmp"
 	"github.com/virtlet/virtlet/sandbox/wrapper"
@@ -18,60 +20,123 @@ type machine struct {
 	group         *cgroups.Group
 	wrapper, qemu Process
 	wrapperProc   *handle
-	qemuProc      *handle
-	qmp           *qmp.Client
-	once          sync.Once
+	// qemuProc is nil where QEMU has ended and vmwrapper is about to tell.
+	qemuProc *handle
+	// qmp is nil where QEMU did not answer when the daemon took hold of it: such a machine is watched and can be ended.
+	qmp  *qmp.Client
+	once sync.Once
 }
+
+// errDeaf: QEMU does not answer on its monitor.
+var errDeaf = errors.New("QEMU does not answer on its monitor")
 
 // letGo closes what the daemon holds of the machine; the machine itself does not notice.
 func (m *machine) letGo() {
 	m.once.Do(func() {
-		_ = m.qmp.Close()
+		if m.qmp != nil {
+			_ = m.qmp.Close()
+		}
 		m.wrapperProc.close()
-		m.qemuProc.close()
+		if m.qemuProc != nil {
+			m.qemuProc.close()
+		}
 	})
 }
 
-// connect takes hold of the processes, then of QMP. QEMU has proven to work when it has answered a first command.
-func (s *Supervisor) connect(ctx context.Context, v *vm, group *cgroups.Group, wrapperPID, qemuPID int) (*machine, error) {
-	m := &machine{group: group}
+// askPowerdown presses the power button. A paused guest sees no button, so it is resumed first.
+func (m *machine) askPowerdown(ctx context.Context) error {
+	if m.qmp == nil {
+		// vmwrapper has a monitor of its own, which may be answered when QEMU comes round.
+		return m.wrapperProc.signal(unix.SIGTERM)
+	}
+	status, err := m.qmp.QueryStatus(ctx)
+	if err != nil {
+		return err
+	}
+	if !status.Running {
+		if err := m.qmp.Cont(ctx); err != nil {
+			return err
+		}
+	}
+	return m.qmp.SystemPowerdown(ctx)
+}
+
+func (m *machine) quit(ctx context.Context) error {
+	if m.qmp == nil {
+		return errDeaf
+	}
+	return m.qmp.Quit(ctx)
+}
+
+func (m *machine) killQEMU() error {
+	if m.qemuProc == nil {
+		return nil
+	}
+	return m.qemuProc.signal(unix.SIGKILL)
+}
+
+// hold opens the very processes that were identified before; errGone means that vmwrapper is no more.
+func (s *Supervisor) hold(group *cgroups.Group, shim, qemu Process) (*machine, error) {
+	m := &machine{group: group, wrapper: shim, qemu: qemu}
 	var err error
-	if m.wrapper, err = identify(wrapperPID, s.bootID); err != nil {
+	if m.wrapperProc, err = shim.open(s.bootID); err != nil {
 		return nil, fmt.Errorf("vmwrapper: %w", err)
 	}
-	if m.qemu, err = identify(qemuPID, s.bootID); err != nil {
-		return nil, fmt.Errorf("QEMU: %w", err)
-	}
-	if m.wrapperProc, err = m.wrapper.open(s.bootID); err != nil {
-		return nil, fmt.Errorf("vmwrapper: %w", err)
-	}
-	if m.qemuProc, err = m.qemu.open(s.bootID); err != nil {
+	m.qemuProc, err = qemu.open(s.bootID)
+	if err != nil && !errors.Is(err, errGone) {
 		m.wrapperProc.close()
 		return nil, fmt.Errorf("QEMU: %w", err)
 	}
+	return m, nil
+}
+
+// dial connects the machine to its monitor. QEMU has proven to work when it has answered a first command.
+func (s *Supervisor) dial(ctx context.Context, v *vm, m *machine) error {
 	ctx, cancel := context.WithTimeout(ctx, qmpTimeout)
 	defer cancel()
-	if m.qmp, err = qmp.Dial(ctx, wrapper.QMPSocket(s.cfg.vmRunDir(v.id()))); err == nil {
-		if _, err = m.qmp.QueryStatus(ctx); err == nil {
-			return m, nil
+	client, err := qmp.Dial(ctx, wrapper.QMPSocket(s.cfg.vmRunDir(v.id())))
+	if err == nil {
+		if _, err = client.QueryStatus(ctx); err == nil {
+			m.qmp = client
+			return nil
 		}
-		_ = m.qmp.Close()
+		_ = client.Close()
 	}
-	m.wrapperProc.close()
-	m.qemuProc.close()
-	return nil, fmt.Errorf("connecting to QEMU's monitor: %w", err)
+	return fmt.Errorf("connecting to QEMU's monitor: %w", err)
+}
+
+// connect takes hold of processes that vmwrapper has just named, then of QMP.
+func (s *Supervisor) connect(ctx context.Context, v *vm, group *cgroups.Group, wrapperPID, qemuPID int) (*machine, error) {
+	shim, err := identify(wrapperPID, s.bootID)
+	if err != nil {
+		return nil, fmt.Errorf("vmwrapper: %w", err)
+	}
+	qemu, err := identify(qemuPID, s.bootID)
+	if err != nil {
+		return nil, fmt.Errorf("QEMU: %w", err)
+	}
+	m, err := s.hold(group, shim, qemu)
+	if err != nil {
+		return nil, err
+	}
+	if err := s.dial(ctx, v, m); err != nil {
+		m.letGo()
+		return nil, err
+	}
+	return m, nil
 }
 
 // watch follows a running VM until it exits or the supervisor closes. One goroutine owns what it finds out.
 func (s *Supervisor) watch(v *vm, m *machine) {
 	v.link.Store(m)
-	sub := m.qmp.Subscribe()
+	var events <-chan qmp.Event
+	if m.qmp != nil {
+		events = m.qmp.Subscribe().C() // ends with the connection
+	}
 	ended := make(chan error, 1)
 	s.tasks.Go(func() { ended <- m.wrapperProc.wait(s.life) })
 	s.tasks.Go(func() {
-		defer sub.Close()
 		defer m.letGo()
-		events := sub.C()
 		for {
 			select {
 			case e, ok := <-events:
@@ -100,8 +165,7 @@ func (s *Supervisor) observe(v *vm, e qmp.Event) {
 	if !ok {
 		return
 	}
-	s.vmLog(v).WithField("event", e.Name).Warn(condition)
-	_, err := s.setVM(v, func(rec *VM) bool {
+	changed, err := s.setVM(v, func(rec *VM) bool {
 		if rec.Condition == condition || rec.State == VMExited {
 			return false
 		}
@@ -110,6 +174,9 @@ func (s *Supervisor) observe(v *vm, e qmp.Event) {
 	})
 	if err != nil {
 		s.vmLog(v).WithError(err).Error("a guest's condition could not be recorded")
+	}
+	if changed { // a failing disk tells the same thousands of times
+		s.vmLog(v).WithField("event", e.Name).Warn(condition)
 	}
 }
 
@@ -141,9 +208,10 @@ func (s *Supervisor) conclude(ctx context.Context, v *vm, ex wrapper.Exit) {
 	} else if err := s.teardown(ctx, v); err != nil {
 		s.vmLog(v).WithError(err).Error("cleaning up after the exit failed; removing the container tries again")
 	}
-	v.link.Store(nil)
 	s.vmLog(v).WithField("exitCode", out.code).WithField("reason", out.reason).Info("VM exited")
 	s.noteVM(EventStopped, v)
+	// Last: whoever removes or replaces the VM must not work beside this.
+	v.link.Store(nil)
 	v.markExited()
 }
 

@@ -14,15 +14,14 @@ func (s *Supervisor) StopPod(ctx context.Context, id string) error {
 	if err := s.admit(); err != nil {
 		return err
 	}
-	p := s.findPod(id)
-	if p == nil {
-		return nil
-	}
-	unlock, err := p.lock(ctx)
+	p, unlock, err := s.lockPod(ctx, id)
 	if err != nil {
 		return err
 	}
 	defer unlock()
+	if p == nil {
+		return nil
+	}
 	if err := s.stopPod(ctx, p); err != nil {
 		return fmt.Errorf("stopping pod %s: %w", podName(p.rec.Load().Spec), err)
 	}
@@ -32,10 +31,11 @@ func (s *Supervisor) StopPod(ctx context.Context, id string) error {
 // stopPod does the work; the caller holds the pod's lock.
 func (s *Supervisor) stopPod(ctx context.Context, p *pod) error {
 	rec := p.rec.Load()
-	if rec.State == PodNotReady && rec.Released {
+	if rec.Released {
 		return nil
 	}
-	wasReady := rec.State == PodReady
+	// One that was left stopping has told nobody yet.
+	wasReady := rec.State == PodReady || rec.State == PodStopping
 	if rec.State == PodReady {
 		if err := s.setPod(p, func(rec *Pod) { rec.State = PodStopping }); err != nil {
 			return err
@@ -88,16 +88,12 @@ func (s *Supervisor) RemovePod(ctx context.Context, id string) error {
 	if err := s.admit(); err != nil {
 		return err
 	}
-	p := s.findPod(id)
-	if p == nil {
-		return nil
-	}
-	unlock, err := p.lock(ctx)
+	p, unlock, err := s.lockPod(ctx, id)
 	if err != nil {
 		return err
 	}
 	defer unlock()
-	if s.findPod(id) == nil { // another request removed it while this one waited
+	if p == nil {
 		return nil
 	}
 	if err := s.removePod(ctx, p); err != nil {

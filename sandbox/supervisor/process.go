@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"strconv"
 	"strings"
@@ -68,6 +69,11 @@ func (p Process) open(bootID string) (*handle, error) {
 	}
 	// The start time is read after the pidfd is held: from here on the pid cannot be reused unseen.
 	start, err := startTime(p.PID)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, unix.ESRCH) {
+		// Such as EMFILE: a VM must not count as dead because we are short of descriptors.
+		_ = unix.Close(fd)
+		return nil, err
+	}
 	if err != nil || start != p.StartTime {
 		_ = unix.Close(fd)
 		return nil, errGone
@@ -94,14 +100,14 @@ func (h *handle) wait(ctx context.Context) error {
 	return err
 }
 
-func (h *handle) kill() error {
+func (h *handle) signal(sig unix.Signal) error {
 	raw, err := h.f.SyscallConn()
 	if err != nil {
 		return err
 	}
 	var kerr error
 	if err := raw.Control(func(fd uintptr) {
-		kerr = unix.PidfdSendSignal(int(fd), unix.SIGKILL, nil, 0)
+		kerr = unix.PidfdSendSignal(int(fd), sig, nil, 0)
 	}); err != nil {
 		return err
 	}

@@ -7,6 +7,8 @@ import (
 	"os/exec"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 func TestProcess(t *testing.T) {
@@ -65,7 +67,7 @@ func TestProcess(t *testing.T) {
 		defer h.close()
 		ended := make(chan error, 1)
 		go func() { ended <- h.wait(t.Context()) }()
-		if err := h.kill(); err != nil {
+		if err := h.signal(unix.SIGKILL); err != nil {
 			t.Fatal(err)
 		}
 		select {

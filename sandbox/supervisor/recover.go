@@ -30,7 +30,7 @@ func (s *Supervisor) Recover(ctx context.Context) error {
 		}
 		s.log.WithError(err).Error("some records cannot be read; they are left as they are")
 	}
-	s.adoptRecords(pods, vms)
+	whole := s.adoptRecords(pods, vms) && err == nil
 	if err := step(ctx, "recover.loaded"); err != nil {
 		return fmt.Errorf("recovering: %w", err)
 	}
@@ -49,14 +49,21 @@ func (s *Supervisor) Recover(ctx context.Context) error {
 	if err := ctx.Err(); err != nil {
 		return fmt.Errorf("recovering: %w", err)
 	}
-	s.collectGarbage(ctx)
+	if whole {
+		s.collectGarbage(ctx)
+	} else {
+		// What has no record that can be read is not yet garbage: it may be a root disk.
+		s.log.Warn("leftovers are not looked for while records cannot be read")
+	}
 	s.ready.Store(true)
 	s.tasks.Go(func() { s.checkNetworks(s.life) })
 	return nil
 }
 
-// adoptRecords fills the maps. A VM without its pod can only come from a damaged store; it is left alone.
-func (s *Supervisor) adoptRecords(pods []Pod, vms []VM) {
+// adoptRecords fills the maps. A VM without its pod can only come from a damaged store; it is left alone, and whole is
+// false.
+func (s *Supervisor) adoptRecords(pods []Pod, vms []VM) (whole bool) {
+	whole = true
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for _, rec := range pods {
@@ -67,11 +74,13 @@ func (s *Supervisor) adoptRecords(pods []Pod, vms []VM) {
 		p := s.pods[rec.PodID]
 		if p == nil {
 			s.log.WithField("vm", rec.ID).Error("this VM's record names a pod that has none; it is left as it is")
+			whole = false
 			continue
 		}
 		s.vms[rec.ID] = newVM(p, rec)
 		p.delivered.Store(true) // somebody knew the pod's id
 	}
+	return whole
 }
 
 func (s *Supervisor) allPods() []*pod {
@@ -240,43 +249,42 @@ func (s *Supervisor) readopt(ctx context.Context, v *vm) error {
 	if err != nil {
 		return err
 	}
-	proc, err := rec.Wrapper.open(s.bootID)
+	m, err := s.hold(group, rec.Wrapper, rec.QEMU)
 	if errors.Is(err, errGone) {
 		return s.exitedUnseen(ctx, v)
 	}
 	if err != nil {
 		return err
 	}
-	proc.close()
-	m, err := s.connect(ctx, v, group, rec.Wrapper.PID, rec.QEMU.PID)
-	if err != nil {
-		return s.adoptDeaf(ctx, v, err)
+	deaf := s.dial(ctx, v, m)
+	if deaf == nil {
+		s.replay(ctx, v)
 	}
-	s.replay(ctx, v)
 	s.watch(v, m)
 	if rec.State == VMStopping && v.stopping.CompareAndSwap(false, true) {
 		s.tasks.Go(func() { s.pressPowerButton(v, m) })
 	}
+	if deaf != nil {
+		return s.noteDeaf(ctx, v, deaf)
+	}
 	return nil
 }
 
-// adoptDeaf decides about a VM whose vmwrapper lives but whose QEMU does not answer: it may be exiting just now.
-func (s *Supervisor) adoptDeaf(ctx context.Context, v *vm, cause error) error {
-	proc, err := v.rec.Load().Wrapper.open(s.bootID)
-	if err == nil {
-		wctx, cancel := context.WithTimeout(ctx, wrapperTimeout)
-		err = proc.wait(wctx)
-		cancel()
-		proc.close()
+// noteDeaf records that QEMU did not answer, unless it turns out to have been on its way out.
+func (s *Supervisor) noteDeaf(ctx context.Context, v *vm, cause error) error {
+	timer := time.NewTimer(wrapperTimeout)
+	defer timer.Stop()
+	select {
+	case <-v.exited:
+		return nil
+	case <-timer.C:
+	case <-ctx.Done():
 	}
-	if err == nil || errors.Is(err, errGone) {
-		return s.exitedUnseen(ctx, v)
-	}
-	_, serr := s.setVM(v, func(rec *VM) bool {
-		rec.Condition = "QEMU does not answer on its monitor: " + cause.Error()
-		return true
+	_, err := s.setVM(v, func(rec *VM) bool {
+		rec.Condition = errDeaf.Error() + ": " + cause.Error()
+		return rec.State != VMExited
 	})
-	return errors.Join(cause, serr)
+	return errors.Join(cause, err)
 }
 
 // replay makes up for events that came while no daemon listened.

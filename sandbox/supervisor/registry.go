@@ -65,6 +65,23 @@ func (p *pod) lock(ctx context.Context) (unlock func(), err error) {
 	}
 }
 
+// lockPod finds the pod and waits for its lock as long as ctx allows. p is nil where there is none, or where another
+// request removed it meanwhile; unlock is never nil.
+func (s *Supervisor) lockPod(ctx context.Context, id string) (p *pod, unlock func(), err error) {
+	none := func() {}
+	if p = s.findPod(id); p == nil {
+		return nil, none, nil
+	}
+	if unlock, err = p.lock(ctx); err != nil {
+		return nil, none, err
+	}
+	if s.findPod(id) == nil {
+		unlock()
+		return nil, none, nil
+	}
+	return p, unlock, nil
+}
+
 // Pod returns the pod with that full id, from memory.
 func (s *Supervisor) Pod(id string) (Pod, error) {
 	p := s.findPod(id)

@@ -21,15 +21,14 @@ func (s *Supervisor) CreateVM(ctx context.Context, podID string, spec VMSpec) (V
 	if err := s.admit(); err != nil {
 		return VM{}, err
 	}
-	p := s.findPod(podID)
-	if p == nil {
-		return VM{}, fmt.Errorf("pod %s: %w", podID, ErrNotFound)
-	}
-	unlock, err := p.lock(ctx)
+	p, unlock, err := s.lockPod(ctx, podID)
 	if err != nil {
 		return VM{}, err
 	}
 	defer unlock()
+	if p == nil {
+		return VM{}, fmt.Errorf("pod %s: %w", podID, ErrNotFound)
+	}
 	p.delivered.Store(true)
 
 	v, err := s.createVM(ctx, p, spec)
@@ -45,7 +44,7 @@ func (s *Supervisor) createVM(ctx context.Context, p *pod, spec VMSpec) (*vm, er
 	if rec.State != PodReady {
 		return nil, fmt.Errorf("%w: the pod sandbox is %s, not ready", ErrState, rec.State)
 	}
-	if old, err := s.vacancy(p, spec); old != nil || err != nil {
+	if old, err := s.vacancy(ctx, p, spec); old != nil || err != nil {
 		return old, err
 	}
 	if err := spec.Resources.Validate(); err != nil {
@@ -71,8 +70,9 @@ func (s *Supervisor) createVM(ctx context.Context, p *pod, spec VMSpec) (*vm, er
 	return v, nil
 }
 
-// vacancy tells whether the pod takes this VM. It returns a VM where the request repeats a lost one.
-func (s *Supervisor) vacancy(p *pod, spec VMSpec) (*vm, error) {
+// vacancy tells whether the pod takes this VM, and waits for what is left of an exited one. It returns a VM where the
+// request repeats a lost one.
+func (s *Supervisor) vacancy(ctx context.Context, p *pod, spec VMSpec) (*vm, error) {
 	for _, v := range s.vmsOf(p) {
 		rec := v.rec.Load()
 		c := rec.Spec.Container
@@ -86,6 +86,9 @@ func (s *Supervisor) vacancy(p *pod, spec VMSpec) (*vm, error) {
 			return nil, fmt.Errorf("%w: the pod already has its VM, container %q; Virtlet runs one container per pod", ErrState, c.Name)
 		case rec.State != VMExited:
 			return nil, fmt.Errorf("%w: attempt %d is still %s; stop it first", ErrState, c.Attempt, rec.State)
+		}
+		if err := v.awaitExit(ctx); err != nil {
+			return nil, fmt.Errorf("waiting for the end of attempt %d: %w", c.Attempt, err)
 		}
 	}
 	return nil, nil

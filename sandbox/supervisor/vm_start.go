@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"slices"
 	"time"
 
 	"github.com/virtlet/virtlet/cgroups"
@@ -55,8 +56,8 @@ func (s *Supervisor) startVM(ctx context.Context, v *vm) error {
 	if err != nil {
 		return s.failStart(ctx, v, err)
 	}
+	s.noteVM(EventStarted, v) // before watch, which may note the exit at once
 	s.watch(v, m)
-	s.noteVM(EventStarted, v)
 	return nil
 }
 
@@ -175,12 +176,28 @@ func (s *Supervisor) teardown(ctx context.Context, v *vm) error {
 	} else if err := emptyGroup(ctx, group); err != nil {
 		errs = append(errs, fmt.Errorf("removing the cgroup of VM %s: %w", id, err))
 	}
-	for _, j := range joins(*v.pod.rec.Load()) {
-		if err := netns.RemoveJoin(j); err != nil {
-			errs = append(errs, fmt.Errorf("VM %s: %w", id, err))
+	if !s.succeeded(v) {
+		for _, j := range joins(*v.pod.rec.Load()) {
+			if err := netns.RemoveJoin(j); err != nil {
+				errs = append(errs, fmt.Errorf("VM %s: %w", id, err))
+			}
 		}
 	}
 	return errors.Join(append(errs, os.RemoveAll(s.cfg.vmRunDir(id)))...)
+}
+
+// succeeded tells whether another VM of the pod runs: the joins are the pod's, so they are that one's by now.
+func (s *Supervisor) succeeded(v *vm) bool {
+	return slices.ContainsFunc(s.vmsOf(v.pod), func(other *vm) bool {
+		if other == v {
+			return false
+		}
+		switch other.rec.Load().State {
+		case VMStarting, VMRunning, VMStopping:
+			return true
+		}
+		return false
+	})
 }
 
 // emptyGroup kills what is left in the group, waits until it is gone and removes the group.

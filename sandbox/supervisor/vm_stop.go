@@ -32,20 +32,10 @@ func (s *Supervisor) stopVM(ctx context.Context, v *vm, timeout time.Duration) e
 	if err != nil {
 		return err
 	}
-	_, err = s.setVM(v, func(rec *VM) bool {
-		if rec.State != VMRunning {
-			return false
-		}
-		rec.State = VMStopping
-		return true
-	})
+	m, err := s.beginStop(ctx, v)
 	unlock()
-	if err != nil {
+	if err != nil || m == nil {
 		return err
-	}
-	m := v.link.Load()
-	if v.rec.Load().State != VMStopping || m == nil {
-		return s.awaitExit(ctx, v)
 	}
 	if err := step(ctx, "stop.recorded"); err != nil {
 		return err
@@ -63,6 +53,16 @@ func (s *Supervisor) stopVM(ctx context.Context, v *vm, timeout time.Duration) e
 
 // forceStop is StopVM for a caller that holds the pod's lock and wants no grace.
 func (s *Supervisor) forceStop(ctx context.Context, v *vm) error {
+	m, err := s.beginStop(ctx, v)
+	if err != nil || m == nil {
+		return err
+	}
+	return s.stopByForce(ctx, v, m)
+}
+
+// beginStop records that the VM is to end and returns its machine; nil means that there is none left to end. The
+// caller holds the pod's lock.
+func (s *Supervisor) beginStop(ctx context.Context, v *vm) (*machine, error) {
 	_, err := s.setVM(v, func(rec *VM) bool {
 		if rec.State != VMRunning {
 			return false
@@ -71,18 +71,24 @@ func (s *Supervisor) forceStop(ctx context.Context, v *vm) error {
 		return true
 	})
 	if err != nil {
-		return err
+		return nil, err
 	}
 	m := v.link.Load()
-	if v.rec.Load().State != VMStopping || m == nil {
-		return s.awaitExit(ctx, v)
+	switch v.rec.Load().State {
+	case VMStopping, VMStarting:
+		if m == nil {
+			// Recovery could not take hold of it, so nobody would see it end.
+			return nil, s.exitedUnseen(ctx, v)
+		}
+	case VMExited:
+		return nil, v.awaitExit(ctx)
 	}
-	return s.stopByForce(ctx, v, m)
+	return m, nil
 }
 
-// awaitExit serves a VM that is not there to be stopped: not started (nothing to do), or on its way out.
-func (s *Supervisor) awaitExit(ctx context.Context, v *vm) error {
-	if v.rec.Load().State != VMStopping {
+// awaitExit returns when nobody works on the VM's exit any more.
+func (v *vm) awaitExit(ctx context.Context) error {
+	if v.link.Load() == nil {
 		return nil
 	}
 	select {
@@ -112,15 +118,16 @@ func (s *Supervisor) stopGently(ctx context.Context, v *vm, m *machine, grace ti
 	return nil
 }
 
-// pressPowerButton asks the guest to power down until it has: some ignore the first press. A paused guest sees no
-// button, so it is resumed first.
+// pressPowerButton asks the guest to power down until it has: some ignore the first press.
 func (s *Supervisor) pressPowerButton(v *vm, m *machine) {
 	again := time.NewTicker(powerdownEvery)
 	defer again.Stop()
 	for {
-		if err := s.askPowerdown(m); err != nil && !errors.Is(err, qmp.ErrClosed) {
+		ctx, cancel := context.WithTimeout(s.life, qmpTimeout)
+		if err := m.askPowerdown(ctx); err != nil && !errors.Is(err, qmp.ErrClosed) {
 			s.vmLog(v).WithError(err).Warn("the guest could not be asked to power down")
 		}
+		cancel()
 		select {
 		case <-v.exited:
 			return
@@ -131,21 +138,6 @@ func (s *Supervisor) pressPowerButton(v *vm, m *machine) {
 	}
 }
 
-func (s *Supervisor) askPowerdown(m *machine) error {
-	ctx, cancel := context.WithTimeout(s.life, qmpTimeout)
-	defer cancel()
-	status, err := m.qmp.QueryStatus(ctx)
-	if err != nil {
-		return err
-	}
-	if !status.Running {
-		if err := m.qmp.Cont(ctx); err != nil {
-			return err
-		}
-	}
-	return m.qmp.SystemPowerdown(ctx)
-}
-
 // stopByForce climbs the rest of the ladder: QEMU's quit, which flushes the disks; SIGKILL to QEMU; SIGKILL to all that
 // the cgroup holds. It returns when the exit is on record.
 func (s *Supervisor) stopByForce(ctx context.Context, v *vm, m *machine) error {
@@ -154,8 +146,8 @@ func (s *Supervisor) stopByForce(ctx context.Context, v *vm, m *machine) error {
 		patience time.Duration
 		do       func(context.Context) error
 	}{
-		{"quit", quitTimeout, func(ctx context.Context) error { return m.qmp.Quit(ctx) }},
-		{"killing QEMU", wrapperTimeout, func(context.Context) error { return m.qemuProc.kill() }},
+		{"quit", quitTimeout, m.quit},
+		{"killing QEMU", wrapperTimeout, func(context.Context) error { return m.killQEMU() }},
 		{"killing its cgroup", killTimeout, func(context.Context) error { return m.group.Kill() }},
 	}
 	for _, rung := range rungs {
