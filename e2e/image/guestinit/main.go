@@ -48,20 +48,20 @@ func main() {
 	if err != nil {
 		out = os.Stdout
 	}
-	mountAll()
 	g := &guest{console: out}
+	g.mountAll()
 	g.run()
 }
 
-// mountAll mounts what init's caller has not; the root disk, /proc and /dev are there. After a respawn all fail: no harm.
-func mountAll() {
+// mountAll mounts what the initramfs has not: the root disk, /proc and /dev are there. After a respawn nothing is left to do.
+func (g *guest) mountAll() {
 	for _, m := range []struct{ fstype, dir, options string }{
 		{"sysfs", "/sys", ""}, {"tmpfs", "/run", "mode=755"}, {"devpts", "/dev/pts", ""}, {"tmpfs", "/dev/shm", ""},
 	} {
 		if err := os.Mkdir(m.dir, 0o755); errors.Is(err, os.ErrExist) && isMounted(m.dir) {
 			continue
 		}
-		syscall.Mount(m.fstype, m.dir, m.fstype, 0, m.options)
+		g.check("mounting "+m.dir, syscall.Mount(m.fstype, m.dir, m.fstype, 0, m.options))
 	}
 }
 
@@ -73,6 +73,13 @@ func isMounted(dir string) bool {
 
 func (g *guest) say(format string, args ...any) {
 	fmt.Fprintf(g.console, "virtlet-test-image: "+format+"\n", args...)
+}
+
+// check tells of a failure on the console, the only place there is.
+func (g *guest) check(doing string, err error) {
+	if err != nil {
+		g.say("%s: %v", doing, err)
+	}
 }
 
 func (g *guest) run() {
@@ -94,7 +101,7 @@ func (g *guest) run() {
 	go g.serveSSH()
 	g.configureNetwork()
 	// From here on only grave kernel messages go to the console: they would cut into this line and the login prompt.
-	os.WriteFile("/proc/sys/kernel/printk", []byte("4"), 0o644)
+	g.check("quieting the kernel", os.WriteFile("/proc/sys/kernel/printk", []byte("4"), 0o644))
 	g.say("up after %ss hostname=%s ip=%s", strings.Fields(read("/proc/uptime"))[0], hostname(), strings.Join(globalAddresses(), ","))
 	g.runCommands()
 	g.mu.Lock()
@@ -144,14 +151,14 @@ func (g *guest) readSeed() {
 			continue
 		}
 		dir := "/run/seed"
-		os.MkdirAll(dir, 0o700)
+		g.check("making a folder for the seed", os.MkdirAll(dir, 0o700))
 		if err := syscall.Mount(dev, dir, "iso9660", syscall.MS_RDONLY, ""); err != nil {
 			g.seedError = fmt.Sprintf("mounting %s: %v", dev, err)
 			g.say("%s", g.seedError)
 			continue
 		}
 		s, err := parseSeed(os.DirFS(dir))
-		syscall.Unmount(dir, 0)
+		g.check("unmounting the seed", syscall.Unmount(dir, 0))
 		g.seed, g.seedDevice = s, dev
 		if err != nil {
 			g.seedError = err.Error()
@@ -178,25 +185,29 @@ func isSeed(dev string) bool {
 // applyFiles writes the seed's files and keys. They are written at each boot: a changed seed shows at once.
 func (g *guest) applyFiles() {
 	for _, f := range g.seed.Files {
-		os.MkdirAll(filepath.Dir(f.Path), 0o755)
-		flags := os.O_WRONLY | os.O_CREATE | os.O_TRUNC
-		if f.Append {
-			flags = os.O_WRONLY | os.O_CREATE | os.O_APPEND
-		}
-		out, err := os.OpenFile(f.Path, flags, f.Mode)
-		if err == nil {
-			out.Chmod(f.Mode)
-			_, err = out.Write(f.Content)
-			out.Close()
-		}
-		if err != nil {
-			g.say("writing %s: %v", f.Path, err)
-		}
+		g.check("writing "+f.Path, f.write())
 	}
 	if len(g.seed.SSHKeys) > 0 {
-		os.MkdirAll("/root/.ssh", 0o700)
-		os.WriteFile("/root/.ssh/authorized_keys", []byte(strings.Join(g.seed.SSHKeys, "\n")+"\n"), 0o600)
+		keys := file{Path: "/root/.ssh/authorized_keys", Content: []byte(strings.Join(g.seed.SSHKeys, "\n") + "\n"), Mode: 0o600}
+		g.check("writing the ssh keys", keys.write())
 	}
+}
+
+// write makes the file and the folders above it.
+func (f file) write() error {
+	if err := os.MkdirAll(filepath.Dir(f.Path), 0o755); err != nil {
+		return err
+	}
+	flags := os.O_WRONLY | os.O_CREATE | os.O_TRUNC
+	if f.Append {
+		flags = os.O_WRONLY | os.O_CREATE | os.O_APPEND
+	}
+	out, err := os.OpenFile(f.Path, flags, f.Mode)
+	if err != nil {
+		return err
+	}
+	_, err = out.Write(f.Content)
+	return errors.Join(err, out.Chmod(f.Mode), out.Close()) // Chmod: the file may have been there, and the umask counts
 }
 
 // setHostname takes the seed's name, else DHCP's, else the image's.
@@ -216,7 +227,8 @@ func (g *guest) setHostname(fromDHCP string) {
 	if err := syscall.Sethostname([]byte(name)); err != nil {
 		g.say("setting the host name: %v", err)
 	}
-	os.WriteFile("/etc/hosts", []byte("127.0.0.1 localhost\n::1 localhost\n127.0.1.1 "+name+"\n"), 0o644)
+	hosts := "127.0.0.1 localhost\n::1 localhost\n127.0.1.1 " + name + "\n"
+	g.check("writing /etc/hosts", os.WriteFile("/etc/hosts", []byte(hosts), 0o644))
 }
 
 // runCommands runs runcmd once for each instance id, as cloud-init does.
@@ -225,7 +237,7 @@ func (g *guest) runCommands() {
 	if len(g.seed.Commands) == 0 || read(done) == g.seed.InstanceID && g.seed.InstanceID != "" {
 		return
 	}
-	os.MkdirAll(stateDir, 0o755)
+	g.check("making "+stateDir, os.MkdirAll(stateDir, 0o755))
 	for _, argv := range g.seed.Commands {
 		cmd := exec.Command(argv[0], argv[1:]...)
 		cmd.Stdout, cmd.Stderr = g.console, g.console
@@ -233,7 +245,7 @@ func (g *guest) runCommands() {
 			g.say("runcmd: %v", err)
 		}
 	}
-	os.WriteFile(done, []byte(g.seed.InstanceID), 0o644)
+	g.check("marking the commands as done", os.WriteFile(done, []byte(g.seed.InstanceID), 0o644))
 }
 
 // serveLogin keeps a getty on the console, the last thing that starts, so that its prompt ends the boot's output.

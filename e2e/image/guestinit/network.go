@@ -14,8 +14,8 @@ import (
 // configureNetwork brings every NIC up, starts a DHCP client on those that are to have one, applies the addresses that
 // network-config lists, and returns when each client has its lease or the limit has passed.
 func (g *guest) configureNetwork() {
-	exec.Command("ip", "link", "set", "lo", "up").Run()
-	os.MkdirAll(dhcpDir, 0o755)
+	g.ip("link", "set", "lo", "up")
+	g.check("making "+dhcpDir, os.MkdirAll(dhcpDir, 0o755))
 	os.Remove(fifoPath)
 	if err := syscall.Mkfifo(fifoPath, 0o600); err != nil {
 		g.say("making %s: %v", fifoPath, err)
@@ -41,8 +41,8 @@ func (g *guest) configureNetwork() {
 	for _, nic := range nics() {
 		e := g.seed.ethernetOf(nic.Name, nic.HardwareAddr.String())
 		// Link-local addresses only, unless the seed gives others; and those are used at once.
-		sysctl(nic.Name, "accept_ra", "0")
-		sysctl(nic.Name, "accept_dad", "0")
+		g.sysctl(nic.Name, "accept_ra", "0")
+		g.sysctl(nic.Name, "accept_dad", "0")
 		if e.MTU > 0 {
 			g.ip("link", "set", nic.Name, "mtu", fmt.Sprint(e.MTU))
 		}
@@ -174,6 +174,6 @@ func nics() []net.Interface {
 	return list
 }
 
-func sysctl(nic, key, value string) {
-	os.WriteFile(filepath.Join("/proc/sys/net/ipv6/conf", nic, key), []byte(value), 0o644)
+func (g *guest) sysctl(nic, key, value string) {
+	g.check("setting "+key, os.WriteFile(filepath.Join("/proc/sys/net/ipv6/conf", nic, key), []byte(value), 0o644))
 }

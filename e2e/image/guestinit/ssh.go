@@ -42,17 +42,17 @@ func (g *guest) serveSSH() {
 			defer file.Close()
 			cmd := exec.Command("dropbear", "-i", "-s", "-r", hostKeyPath, "-r", ecdsaKeyPath)
 			cmd.Stdin, cmd.Stdout = file, file // errors go to the log of the system, which is not there
-			cmd.Run()
+			_ = cmd.Run()                      // how a session ended is the client's to know
 		}()
 	}
 }
 
 // makeHostKeys takes the seed's host key; those that are missing are made at the first connection and kept on disk.
 func (g *guest) makeHostKeys() {
-	os.MkdirAll("/etc/dropbear", 0o700)
+	g.check("making /etc/dropbear", os.MkdirAll("/etc/dropbear", 0o700))
 	if g.seed.HostKey != "" {
 		const openssh = "/run/host_ed25519"
-		os.WriteFile(openssh, []byte(g.seed.HostKey), 0o600)
+		g.check("writing the host key", os.WriteFile(openssh, []byte(g.seed.HostKey), 0o600))
 		defer os.Remove(openssh)
 		os.Remove(hostKeyPath)
 		if out, err := exec.Command("dropbearconvert", "openssh", "dropbear", openssh, hostKeyPath).CombinedOutput(); err != nil {
