@@ -55,17 +55,18 @@ func (n *Node) Get(ctx context.Context, name string) ([]byte, error) {
 	return []byte(out), nil
 }
 
-// Await returns when the script succeeds, which it tries ten times a second, in the node.
-func (n *Node) Await(ctx context.Context, script string) error {
+// Await tries the script ten times a second, in the node, until it succeeds, and returns its standard output.
+func (n *Node) Await(ctx context.Context, script string) (string, error) {
 	limit := 10 * time.Minute
 	if end, ok := ctx.Deadline(); ok {
 		limit = time.Until(end)
 	}
-	// One second less than the caller waits, so that the script's last words are heard.
+	// A second less than the caller waits, so that the script's last words are heard.
 	seconds := max(1, int(limit.Seconds())-1)
-	_, err := n.Run(ctx, fmt.Sprintf("try() { bash -eu -o pipefail -c %s; }\nend=$((SECONDS + %d))\nwhile ! said=$(try 2>&1); do\n"+
-		"[ $SECONDS -lt $end ] || { echo \"for %d s: $said\" >&2; exit 1; }; sleep 0.1\ndone", quote(script), seconds, seconds))
-	return err
+	return n.Run(ctx, fmt.Sprintf("words=$(mktemp); trap 'rm -f \"$words\"' EXIT; end=$((SECONDS + %d))\n"+
+		"until bash -eu -o pipefail -c %s >\"$words\" 2>&1; do\n"+
+		"[ $SECONDS -lt $end ] || { echo \"not within %d s: $(cat \"$words\")\" >&2; exit 1; }; sleep 0.1\ndone; cat \"$words\"",
+		seconds, quote(script), seconds))
 }
 
 func quote(s string) string { return "'" + strings.ReplaceAll(s, "'", `'\''`) + "'" }
