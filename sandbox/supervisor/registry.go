@@ -1,10 +1,10 @@
 package supervisor
 
 import (
-	"cmp"
 	"context"
 	"fmt"
 	"slices"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -94,13 +94,32 @@ func (s *Supervisor) Pod(id string) (Pod, error) {
 // Pods returns all pods, oldest first, from memory.
 func (s *Supervisor) Pods() []Pod {
 	s.mu.RLock()
-	out := make([]Pod, 0, len(s.pods))
+	recs := make([]*Pod, 0, len(s.pods))
 	for _, p := range s.pods {
-		out = append(out, *p.rec.Load())
+		if rec := p.rec.Load(); rec.State != PodCreating {
+			recs = append(recs, rec)
+		}
 	}
 	s.mu.RUnlock()
-	slices.SortFunc(out, func(a, b Pod) int { return cmp.Or(a.CreatedAt.Compare(b.CreatedAt), cmp.Compare(a.ID, b.ID)) })
-	return slices.DeleteFunc(out, func(p Pod) bool { return p.State == PodCreating })
+	slices.SortFunc(recs, func(a, b *Pod) int { return byAge(a.CreatedAt, b.CreatedAt, a.ID, b.ID) })
+	return values(recs)
+}
+
+// byAge is the order of lists: oldest first.
+func byAge(a, b time.Time, aID, bID string) int {
+	if c := a.Compare(b); c != 0 {
+		return c
+	}
+	return strings.Compare(aID, bID)
+}
+
+// values copies sorted records, once: they are large, and kubelet lists them every second.
+func values[T any](recs []*T) []T {
+	out := make([]T, len(recs))
+	for i, rec := range recs {
+		out[i] = *rec
+	}
+	return out
 }
 
 // VM returns the VM with that full id, from memory.
@@ -115,13 +134,15 @@ func (s *Supervisor) VM(id string) (VM, error) {
 // VMs returns all VMs, oldest first, from memory.
 func (s *Supervisor) VMs() []VM {
 	s.mu.RLock()
-	out := make([]VM, 0, len(s.vms))
+	recs := make([]*VM, 0, len(s.vms))
 	for _, v := range s.vms {
-		out = append(out, *v.rec.Load())
+		if rec := v.rec.Load(); rec.State != VMCreating {
+			recs = append(recs, rec)
+		}
 	}
 	s.mu.RUnlock()
-	slices.SortFunc(out, func(a, b VM) int { return cmp.Or(a.CreatedAt.Compare(b.CreatedAt), cmp.Compare(a.ID, b.ID)) })
-	return slices.DeleteFunc(out, func(v VM) bool { return v.State == VMCreating })
+	slices.SortFunc(recs, func(a, b *VM) int { return byAge(a.CreatedAt, b.CreatedAt, a.ID, b.ID) })
+	return values(recs)
 }
 
 func (s *Supervisor) findPod(id string) *pod {
