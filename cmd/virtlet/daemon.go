@@ -5,15 +5,18 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"strings"
 	"sync"
 	"time"
 
 	sd "github.com/coreos/go-systemd/v22/daemon"
 	"github.com/sirupsen/logrus"
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/health"
 	healthpb "google.golang.org/grpc/health/grpc_health_v1"
 	"google.golang.org/grpc/reflection"
+	"google.golang.org/grpc/status"
 
 	"github.com/virtlet/virtlet/runtime/cri"
 )
@@ -99,20 +102,18 @@ type server struct {
 	grpc   *grpc.Server
 	health *health.Server
 	failed chan error
+	ending chan struct{}
 }
 
 func newServer(services *cri.Server, sock *socket) *server {
-	s := &server{
-		grpc: grpc.NewServer(
-			grpc.MaxRecvMsgSize(maxMessage),
-			grpc.MaxSendMsgSize(maxMessage),
-			grpc.UnaryInterceptor(services.UnaryInterceptor),
-			grpc.StreamInterceptor(services.StreamInterceptor),
-			grpc.WaitForHandlers(true),
-		),
-		health: health.NewServer(),
-		failed: make(chan error, 1),
-	}
+	s := &server{health: health.NewServer(), failed: make(chan error, 1), ending: make(chan struct{})}
+	s.grpc = grpc.NewServer(
+		grpc.MaxRecvMsgSize(maxMessage),
+		grpc.MaxSendMsgSize(maxMessage),
+		grpc.UnaryInterceptor(services.UnaryInterceptor),
+		grpc.ChainStreamInterceptor(s.endStream, services.StreamInterceptor),
+		grpc.WaitForHandlers(true),
+	)
 	s.health.SetServingStatus("", healthpb.HealthCheckResponse_NOT_SERVING)
 	services.Register(s.grpc)
 	healthpb.RegisterHealthServer(s.grpc, s.health)
@@ -125,11 +126,28 @@ func newServer(services *cri.Server, sock *socket) *server {
 	return s
 }
 
+// endStream ends the streams of health and reflection with the server: their clients may watch for ever and would hold
+// up the stop. Those of CRI end by themselves.
+func (s *server) endStream(srv any, stream grpc.ServerStream, info *grpc.StreamServerInfo, handle grpc.StreamHandler) error {
+	if strings.HasPrefix(info.FullMethod, cri.MethodPrefix) {
+		return handle(srv, stream)
+	}
+	done := make(chan error, 1)
+	go func() { done <- handle(srv, stream) }() // its context ends with this call
+	select {
+	case err := <-done:
+		return err
+	case <-s.ending:
+		return status.Error(codes.Unavailable, "virtlet is stopping")
+	}
+}
+
 // stop waits for the requests under way, but not for ever: a StopContainer may have minutes of grace left. After the
 // limit they are cancelled and have as long again to clean up. What is cut off even then is recorded as an intent, and
 // the next daemon carries it on.
 func (s *server) stop(limit time.Duration) {
 	s.health.Shutdown()
+	close(s.ending)
 	if !within(limit, s.grpc.GracefulStop) {
 		within(limit, s.grpc.Stop)
 	}

@@ -139,6 +139,13 @@ func TestDaemon(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
+		watch, err := healthpb.NewHealthClient(conn).Watch(t.Context(), &healthpb.HealthCheckRequest{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := watch.Recv(); err != nil {
+			t.Fatal(err)
+		}
 		stop()
 		select {
 		case err := <-ended:
@@ -150,6 +157,14 @@ func TestDaemon(t *testing.T) {
 		}
 		if _, err := events.Recv(); err == nil {
 			t.Error("the event stream goes on")
+		}
+		for range 10 { // it may tell of the end first
+			if _, err = watch.Recv(); err != nil {
+				break
+			}
+		}
+		if err == nil {
+			t.Error("the health stream goes on")
 		}
 		await(t, said, "STOPPING=1")
 		if _, err := os.Lstat(conf.Listen); err == nil {

@@ -15,11 +15,12 @@ import (
 	"github.com/virtlet/virtlet/runtime/image"
 )
 
-const methodPrefix = "/runtime.v1."
+// MethodPrefix begins the full name of every method of CRI v1.
+const MethodPrefix = "/runtime.v1."
 
 // UnaryInterceptor checks readiness, maps errors and logs, for every call that is not a stream.
 func (s *Server) UnaryInterceptor(ctx context.Context, req any, info *grpc.UnaryServerInfo, handle grpc.UnaryHandler) (any, error) {
-	if !strings.HasPrefix(info.FullMethod, methodPrefix) {
+	if !strings.HasPrefix(info.FullMethod, MethodPrefix) {
 		return handle(ctx, req)
 	}
 	if err := s.admit(info.FullMethod); err != nil {
@@ -37,7 +38,7 @@ func (s *Server) UnaryInterceptor(ctx context.Context, req any, info *grpc.Unary
 
 // StreamInterceptor is UnaryInterceptor for the streaming lists and the events.
 func (s *Server) StreamInterceptor(srv any, stream grpc.ServerStream, info *grpc.StreamServerInfo, handle grpc.StreamHandler) error {
-	if !strings.HasPrefix(info.FullMethod, methodPrefix) {
+	if !strings.HasPrefix(info.FullMethod, MethodPrefix) {
 		return handle(srv, stream)
 	}
 	if err := s.admit(info.FullMethod); err != nil {
