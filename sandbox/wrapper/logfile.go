@@ -254,14 +254,18 @@ func (l *logFile) reopen(ctx context.Context) error {
 	return err
 }
 
-// close flushes what is queued, waiting for the disk as long as an exit record may wait.
+// close flushes what is queued, waiting for the disk as long as an exit record may wait. It may be repeated.
 func (l *logFile) close() {
 	if l.ended == nil {
 		return
 	}
 	l.mu.Lock()
+	again := l.closed
 	l.closed = true
 	l.mu.Unlock()
+	if again {
+		return
+	}
 	poke(l.wake)
 	timer := time.NewTimer(logCloseTimeout)
 	defer timer.Stop()

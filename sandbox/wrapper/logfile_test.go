@@ -227,6 +227,16 @@ func TestLogFileOnBadDisk(t *testing.T) {
 			l.close()
 		})
 	})
+	t.Run("closing twice over a disk that hangs", func(t *testing.T) {
+		synctest.Test(t, func(t *testing.T) {
+			l, disk := &logFile{path: "x"}, newFakeDisk(-1, true)
+			l.start(disk)
+			l.put(record(0))
+			l.close()
+			l.close()
+			close(disk.free)
+		})
+	})
 }
 
 func TestReopenLogFile(t *testing.T) {
