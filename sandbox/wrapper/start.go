@@ -54,6 +54,10 @@ func start(ctx context.Context, binary string, job Job, place func(pid int) erro
 	if err := job.validate(); err != nil {
 		return nil, err
 	}
+	binary, err := exec.LookPath(binary)
+	if err != nil {
+		return nil, err
+	}
 	doc, err := json.Marshal(job)
 	if err != nil {
 		return nil, err

@@ -89,7 +89,7 @@ func TestStartFails(t *testing.T) {
 		}, {
 			name:   "vmwrapper is missing",
 			binary: func(*testing.T) string { return "/nowhere/vmwrapper" },
-			want:   "fork/exec /nowhere/vmwrapper: no such file or directory",
+			want:   "/nowhere/vmwrapper: no such file or directory",
 			is:     os.ErrNotExist,
 		}, {
 			name:   "vmwrapper dies",
