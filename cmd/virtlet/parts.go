@@ -109,7 +109,7 @@ func (p *parts) makeImages(conf Config) (err error) {
 
 // inUse tells whether a root disk lies on an image. While the supervisor does not know all VMs, every image is in use.
 func (p *parts) inUse(imageID string) bool {
-	if !p.machines.Ready() {
+	if !p.machines.Complete() {
 		return true
 	}
 	for _, vm := range p.machines.VMs() {

@@ -55,6 +55,8 @@ type Supervisor struct {
 	log    *logrus.Entry
 	bootID string
 	ready  atomic.Bool
+	// complete: every record of the store is in the maps.
+	complete atomic.Bool
 
 	// mu guards the maps, never what they point to, and is held for no I/O.
 	mu    sync.RWMutex
@@ -86,7 +88,8 @@ func New(cfg Config, store Store, network Network, log *logrus.Entry) (*Supervis
 	return &Supervisor{
 		cfg: cfg, store: store, cni: network, log: log, bootID: boot,
 		pods: map[string]*pod{}, vms: map[string]*vm{}, names: map[string]string{},
-		life: life, close: cancel,
+		network: networkProbe{turn: make(chan struct{}, 1)},
+		life:    life, close: cancel,
 	}, nil
 }
 
@@ -100,6 +103,9 @@ func (s *Supervisor) Close() {
 
 // Ready tells whether recovery is over.
 func (s *Supervisor) Ready() bool { return s.ready.Load() }
+
+// Complete tells whether recovery is over and every record could be read. Only then is unused what no record names.
+func (s *Supervisor) Complete() bool { return s.ready.Load() && s.complete.Load() }
 
 // Accel tells the accelerator of new VMs and why it was chosen.
 func (s *Supervisor) Accel() (domain.Accel, string) { return s.cfg.Accel, s.cfg.AccelWhy }

@@ -316,6 +316,9 @@ func TestRecoverDamagedStore(t *testing.T) {
 			if _, err := os.Stat(dir); err != nil {
 				t.Errorf("the root disk of a VM that has a record: %v", err)
 			}
+			if s.Complete() {
+				t.Error("what no record names counts as unused")
+			}
 		})
 	}
 }

@@ -199,6 +199,9 @@ func (s *Supervisor) conclude(ctx context.Context, v *vm, ex wrapper.Exit) {
 		rec.State = VMExited
 		rec.ExitCode, rec.Reason, rec.Message = out.code, out.reason, out.message
 		rec.FinishedAt = ex.FinishedAt
+		if rec.StartedAt.IsZero() { // it ended before a daemon saw it run
+			rec.StartedAt = ex.StartedAt
+		}
 		return true
 	}
 	if _, err := s.setVM(v, exit); err != nil {

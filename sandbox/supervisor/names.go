@@ -83,7 +83,12 @@ func makeMarkedDir(dir string, m markerFile) error {
 	if err != nil {
 		return err
 	}
-	return os.WriteFile(filepath.Join(dir, marker), b, 0o600)
+	// Whole or not at all: half a marker would make its directory nobody's for ever.
+	part := filepath.Join(dir, "."+marker)
+	if err := os.WriteFile(part, b, 0o600); err != nil {
+		return err
+	}
+	return os.Rename(part, filepath.Join(dir, marker))
 }
 
 func readMarker(dir string) (markerFile, error) {

@@ -30,7 +30,7 @@ func (s *Supervisor) Recover(ctx context.Context) error {
 		}
 		s.log.WithError(err).Error("some records cannot be read; they are left as they are")
 	}
-	whole := s.adoptRecords(pods, vms) && err == nil
+	s.complete.Store(s.adoptRecords(pods, vms) && err == nil)
 	if err := step(ctx, "recover.loaded"); err != nil {
 		return fmt.Errorf("recovering: %w", err)
 	}
@@ -49,7 +49,7 @@ func (s *Supervisor) Recover(ctx context.Context) error {
 	if err := ctx.Err(); err != nil {
 		return fmt.Errorf("recovering: %w", err)
 	}
-	if whole {
+	if s.complete.Load() {
 		s.collectGarbage(ctx)
 	} else {
 		// What has no record that can be read is not yet garbage: it may be a root disk.

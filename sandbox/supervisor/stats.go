@@ -7,7 +7,6 @@ import (
 	"net"
 	"os"
 	"strconv"
-	"sync"
 	"time"
 
 	"github.com/virtlet/virtlet/cgroups"
@@ -38,6 +37,9 @@ func (s *Supervisor) Stats(_ context.Context, id string) (Stats, error) {
 		return Stats{}, err
 	}
 	usage, err := group.Usage()
+	if errors.Is(err, cgroups.ErrGone) { // it is just ending
+		return st, nil
+	}
 	if err != nil {
 		return Stats{}, fmt.Errorf("VM %s: reading its cgroup: %w", id, err)
 	}
@@ -189,15 +191,19 @@ func (s *Supervisor) PodConn(ctx context.Context, podID string, port int32) (net
 // networkProbe remembers the last answer about the network for a few seconds: Status is asked every 5 s by kubelet,
 // and CNI STATUS starts processes.
 type networkProbe struct {
-	mu  sync.Mutex
-	at  time.Time
-	err error
+	turn chan struct{} // holds one token: who has put it in may probe
+	at   time.Time
+	err  error
 }
 
 // NetworkStatus tells whether CNI can attach pods; nil means yes. The answer may be 5 s old.
 func (s *Supervisor) NetworkStatus(ctx context.Context) error {
-	s.network.mu.Lock()
-	defer s.network.mu.Unlock()
+	select {
+	case s.network.turn <- struct{}{}:
+		defer func() { <-s.network.turn }()
+	case <-ctx.Done():
+		return fmt.Errorf("waiting for an earlier question about the network: %w", ctx.Err())
+	}
 	if time.Since(s.network.at) < networkProbeLife {
 		return s.network.err
 	}
