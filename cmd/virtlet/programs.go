@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -39,7 +40,8 @@ func findProgram(name string) (string, error) {
 
 const probeQEMUTimeout = 10 * time.Second
 
-// programs watches over what VMs need to be installed. Looking is cheap: QEMU is only run again when its file changed.
+// programs watches over what VMs need to be installed. Looking is cheap: a QEMU that works is only run again when its file
+// has changed.
 type programs struct {
 	conf Config
 
@@ -76,7 +78,7 @@ func (p *programs) probe(ctx context.Context) (domain.QEMU, error) {
 	ctx, cancel := context.WithTimeout(ctx, probeQEMUTimeout)
 	defer cancel()
 	qemu, err := domain.ProbeQEMU(ctx, p.conf.QEMU)
-	if ctx.Err() == nil { // else it tells of the caller, not of QEMU
+	if err == nil || errors.Is(err, domain.ErrQEMUTooOld) { // any other fault may end without a change of the file
 		p.file, p.qemu, p.fault = now, qemu, err
 	}
 	return qemu, err

@@ -57,6 +57,20 @@ func TestPrograms(t *testing.T) {
 	if err := p.check(t.Context()); err != nil {
 		t.Errorf("after an installation: %v", err)
 	}
+	library := filepath.Join(t.TempDir(), "library")
+	script := "#!/bin/sh\ntest -e " + library + " || exit 127\necho 'QEMU emulator version 9.0.0'\n"
+	if err := errors.Join(os.Remove(p.conf.QEMU), os.WriteFile(p.conf.QEMU, []byte(script), 0o700)); err != nil {
+		t.Fatal(err)
+	}
+	if err := p.check(t.Context()); err == nil {
+		t.Error("QEMU without its library is well")
+	}
+	if err := os.WriteFile(library, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := p.check(t.Context()); err != nil {
+		t.Errorf("after its library was installed: %v", err)
+	}
 	p.conf.QEMUImg = "/nonexistent/qemu-img"
 	if err := p.check(t.Context()); err == nil {
 		t.Error("qemu-img is not missed")
