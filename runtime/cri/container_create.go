@@ -117,6 +117,9 @@ func imageName(spec *runtimeapi.ImageSpec, img image.Image) string {
 	if len(img.Tags) > 0 && isHex(asked) && strings.HasPrefix(strings.TrimPrefix(img.ID, "sha256:"), asked) {
 		return img.Tags[0]
 	}
+	if image.CheckName(spec.GetImage()) != nil { // it holds credentials
+		return image.Redact(spec.GetImage())
+	}
 	return spec.GetImage()
 }
 

@@ -2,6 +2,8 @@ package cri
 
 import (
 	"errors"
+	"net/http"
+	"net/http/httptest"
 	"strings"
 	"testing"
 
@@ -45,5 +47,25 @@ func TestSecretsStayOutOfTheLog(t *testing.T) {
 		if !strings.Contains(log, want) {
 			t.Errorf("the log lacks %q:\n%s", want, log)
 		}
+	}
+}
+
+// What a container is made of is told to whoever lists it, and lies in the records.
+func TestSecretsStayOutOfTheStatus(t *testing.T) {
+	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { _, _ = w.Write([]byte("disk")) }))
+	defer srv.Close()
+	b := newBench(t)
+	pod, name := b.addPod(), strings.Replace(srv.URL, "http://", "http://user:sesame@", 1)+"/disk"
+	if _, err := b.image.PullImage(t.Context(), &runtimeapi.PullImageRequest{Image: &runtimeapi.ImageSpec{Image: name}}); err != nil {
+		t.Fatal(err)
+	}
+	create := kubeletContainer(pod.ID, name)
+	create.Config.Image.UserSpecifiedImage = "" // crictl's way
+	if _, err := b.runtime.CreateContainer(t.Context(), create); err != nil {
+		t.Fatal(err)
+	}
+	list, err := b.runtime.ListContainers(t.Context(), &runtimeapi.ListContainersRequest{})
+	if got := list.GetContainers()[0].GetImage().GetImage(); err != nil || got != srv.URL+"/disk:latest" {
+		t.Errorf("image %q, %v", got, err)
 	}
 }
