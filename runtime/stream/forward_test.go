@@ -1,7 +1,11 @@
 package stream
 
 import (
+	"context"
+	"io"
+	"net"
 	"testing"
+	"time"
 
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 	"k8s.io/cri-streaming/pkg/streaming/portforward"
@@ -90,4 +94,37 @@ func TestPortForward(t *testing.T) {
 		must(t, c.conn.Close())
 		wantEnd(t, guest)
 	})
+}
+
+// silentPods never answer, as a guest whose firewall drops packets.
+type silentPods struct{ asked chan struct{} }
+
+func (p silentPods) PodConn(ctx context.Context, _ string, _ int32) (net.Conn, error) {
+	close(p.asked)
+	<-ctx.Done()
+	return nil, ctx.Err()
+}
+
+// Streams other than SPDY's come without a connection or a context that would end.
+func TestCloseWhileDialling(t *testing.T) {
+	pods := silentPods{make(chan struct{})}
+	s, err := New(Config{}, nil, pods)
+	must(t, err)
+	_, client := net.Pipe()
+	ended := make(chan error, 1)
+	go func() {
+		ended <- (&target{pods: pods, server: s}).PortForward(context.Background(), "pod1", 80, struct{ io.ReadWriteCloser }{client})
+	}()
+	<-pods.asked
+	closed := make(chan error, 1)
+	go func() { closed <- s.Close() }()
+	select {
+	case err := <-closed:
+		must(t, err)
+	case <-time.After(10 * time.Second):
+		t.Fatal("closing waits for a guest that does not answer")
+	}
+	if err := <-ended; err == nil {
+		t.Error("a port that was never reached was forwarded")
+	}
 }

@@ -54,6 +54,9 @@ type Server struct {
 	streams  streaming.Server
 	tls      bool
 
+	life context.Context //nolint:containedctx // the server's own lifetime: cri-streaming gives port-forwards none that ends
+	end  context.CancelFunc
+
 	mu     sync.Mutex
 	closed bool
 	joined sync.WaitGroup // consoles and ports that clients are joined with; added to under mu while not closed
@@ -84,6 +87,7 @@ func New(cfg Config, consoles Consoles, pods Pods) (*Server, error) {
 		return nil, fmt.Errorf("listening for streams: %w", err)
 	}
 	s := &Server{listener: newListener(tcp), tls: cfg.TLS != nil}
+	s.life, s.end = context.WithCancel(context.Background())
 	sc := streaming.DefaultConfig
 	sc.Addr = tcp.Addr().String()
 	sc.BaseURL = &url.URL{Scheme: "http", Host: sc.Addr}
@@ -133,6 +137,7 @@ func (s *Server) Close() error {
 	s.mu.Lock()
 	s.closed = true
 	s.mu.Unlock()
+	s.end()
 	err := s.http.Close()
 	s.listener.closeAll()
 	s.joined.Wait()

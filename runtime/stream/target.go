@@ -73,6 +73,9 @@ func (t *target) PortForward(ctx context.Context, podID string, port int32, clie
 		return errClosing
 	}
 	defer t.server.joined.Done()
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	defer context.AfterFunc(t.server.life, cancel)()
 	// Only a SPDY stream can end in one direction, and it knows its connection. The end of any other stream's input
 	// means that the client has gone.
 	peer, halves := client.(interface{ RemoteAddr() net.Addr })
