@@ -2,12 +2,8 @@ package e2e
 
 import (
 	"context"
-	"errors"
 	"fmt"
-	"io/fs"
-	"os"
 	"slices"
-	"strconv"
 	"testing"
 	"time"
 
@@ -27,8 +23,6 @@ const (
 func TestPodTwenty(t *testing.T) {
 	r, image := host(t, rig.Options{})
 	ctx := within(t, 15*time.Minute) // twenty boots on two cores, under emulation, beside other work
-
-	weigh(t, r, twenty)
 
 	start := time.Now()
 	pods := make([]*rig.Pod, twenty)
@@ -70,21 +64,6 @@ func TestPodTwenty(t *testing.T) {
 	}
 	ok(t, each(pods, func(i int) error { return pods[i].Remove(ctx) }))
 	ok(t, r.Leftovers())
-}
-
-// weigh gives the rig's VMs together the weight of n processes in the sharing of CPU time. A new group weighs as much as
-// one, and beside other work on the host twenty VMs in it would crawl. Kubelet does the same with the group of all pods.
-func weigh(t *testing.T, r *rig.Rig, n int) {
-	t.Helper()
-	for file, value := range map[string]int{
-		"/sys/fs/cgroup/cpu" + r.CgroupParent + "/cpu.shares": 1024 * n,
-		"/sys/fs/cgroup" + r.CgroupParent + "/cpu.weight":     100 * n,
-	} {
-		err := os.WriteFile(file, []byte(strconv.Itoa(value)), 0o600)
-		if err != nil && !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, fs.ErrPermission) {
-			t.Fatal(err)
-		}
-	}
 }
 
 // each does something to all pods at the same time.

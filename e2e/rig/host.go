@@ -59,6 +59,14 @@ func (r *Rig) makeCgroup() error {
 			return err
 		}
 		r.Later(func() error { return removeCgroup(dir) })
+		// A new group weighs as much as one process; kubelet's group of all pods weighs more, and so does this one.
+		for file, weight := range map[string]string{"cpu.shares": "20480", "cpu.weight": "2000"} {
+			if path := filepath.Join(dir, file); exists(path) {
+				if err := os.WriteFile(path, []byte(weight), 0o600); err != nil {
+					return err
+				}
+			}
+		}
 		// cpuset v1 takes no process before it has CPUs and memory nodes.
 		for _, name := range []string{"cpuset.cpus", "cpuset.mems"} {
 			if b, err := os.ReadFile(filepath.Join(filepath.Dir(dir), name)); err == nil {
@@ -69,6 +77,11 @@ func (r *Rig) makeCgroup() error {
 		}
 	}
 	return nil
+}
+
+func exists(path string) bool {
+	_, err := os.Stat(path)
+	return err == nil
 }
 
 // removeCgroup removes a group and those below it; files in it are the kernel's.
