@@ -34,7 +34,7 @@ func Main() int {
 	debug.SetGCPercent(25)
 
 	ctx, stop := context.WithCancel(context.Background())
-	go obey(stop)
+	obey(stop)
 
 	answer := os.NewFile(readyFD, "answer")
 	defer answer.Close()
@@ -59,16 +59,19 @@ func Main() int {
 	return 1
 }
 
-// obey turns the first wish to end into stop. It also takes what would end the process by default when its daemon or a
+// obey turns the first wish to end into stop. From its return on no such wish ends the process in the middle of a step,
+// with a half-born QEMU beside it. It also takes what would end the process by default when its daemon or a
 // reader goes away: handled, not ignored, since QEMU would inherit an ignored signal.
 func obey(stop context.CancelFunc) {
 	signals := make(chan os.Signal, 4)
 	signal.Notify(signals, syscall.SIGTERM, syscall.SIGINT, syscall.SIGHUP, syscall.SIGPIPE)
-	for s := range signals {
-		if s == syscall.SIGTERM || s == syscall.SIGINT {
-			stop()
+	go func() {
+		for s := range signals {
+			if s == syscall.SIGTERM || s == syscall.SIGINT {
+				stop()
+			}
 		}
-	}
+	}()
 }
 
 // tell writes the one line of the answer. A daemon that has gone will ask on the control socket when it is back.
