@@ -44,6 +44,28 @@ func (c *Client) SystemPowerdown(ctx context.Context) error {
 	return c.Execute(ctx, "system_powerdown", nil, nil)
 }
 
+// PressPowerButton presses the ACPI power button in a way that the guest can notice: one that sleeps is woken, one that
+// is paused goes on. A guest that never can is ended by quit.
+func (c *Client) PressPowerButton(ctx context.Context) error {
+	s, err := c.QueryStatus(ctx)
+	if err != nil {
+		return err
+	}
+	switch s.Status {
+	case RunStatePrelaunch, RunStateShutdown, RunStateGuestPanicked, RunStateInternalError:
+		return c.Quit(ctx)
+	case RunStateSuspended:
+		err = c.Execute(ctx, "system_wakeup", nil, nil)
+	case RunStateRunning:
+	default:
+		err = c.Cont(ctx)
+	}
+	if err != nil {
+		return err
+	}
+	return c.SystemPowerdown(ctx)
+}
+
 // SystemReset resets the machine without asking the guest.
 func (c *Client) SystemReset(ctx context.Context) error {
 	return c.Execute(ctx, "system_reset", nil, nil)

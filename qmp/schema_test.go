@@ -176,7 +176,7 @@ func TestQEMUSchema(t *testing.T) {
 			}
 		})
 	}
-	for _, command := range []string{"qmp_capabilities", "cont", "stop", "system_powerdown", "system_reset", "quit"} {
+	for _, command := range []string{"qmp_capabilities", "cont", "stop", "system_powerdown", "system_wakeup", "system_reset", "quit"} {
 		if s[command].Kind != "command" {
 			t.Errorf("QEMU has no command %s", command)
 		}

@@ -43,22 +43,13 @@ func (m *machine) letGo() {
 	})
 }
 
-// askPowerdown presses the power button. A paused guest sees no button, so it is resumed first.
+// askPowerdown presses the power button.
 func (m *machine) askPowerdown(ctx context.Context) error {
 	if m.qmp == nil {
 		// vmwrapper has a monitor of its own, which may be answered when QEMU comes round.
 		return m.wrapperProc.signal(unix.SIGTERM)
 	}
-	status, err := m.qmp.QueryStatus(ctx)
-	if err != nil {
-		return err
-	}
-	if !status.Running {
-		if err := m.qmp.Cont(ctx); err != nil {
-			return err
-		}
-	}
-	return m.qmp.SystemPowerdown(ctx)
+	return m.qmp.PressPowerButton(ctx)
 }
 
 func (m *machine) quit(ctx context.Context) error {

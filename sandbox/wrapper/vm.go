@@ -193,7 +193,7 @@ func powerDown(m *qmp.Client, ended <-chan struct{}) {
 	again := time.NewTicker(powerButton)
 	defer again.Stop()
 	for {
-		if err := press(ctx, m); err != nil && !errors.Is(err, qmp.ErrClosed) {
+		if err := m.PressPowerButton(ctx); err != nil && !errors.Is(err, qmp.ErrClosed) {
 			complain("shutting the guest down: %v", err)
 		}
 		select {
@@ -202,27 +202,6 @@ func powerDown(m *qmp.Client, ended <-chan struct{}) {
 		case <-again.C:
 		}
 	}
-}
-
-// press presses the power button, in a way that the guest can notice; a guest that never can is ended by quit.
-func press(ctx context.Context, m *qmp.Client) error {
-	s, err := m.QueryStatus(ctx)
-	if err != nil {
-		return err
-	}
-	switch s.Status {
-	case qmp.RunStatePrelaunch, qmp.RunStateShutdown, qmp.RunStateGuestPanicked, qmp.RunStateInternalError:
-		return m.Quit(ctx)
-	case qmp.RunStateSuspended:
-		err = m.Execute(ctx, "system_wakeup", nil, nil)
-	case qmp.RunStateRunning:
-	default:
-		err = m.Cont(ctx)
-	}
-	if err != nil {
-		return err
-	}
-	return m.SystemPowerdown(ctx)
 }
 
 // exit gathers all that QEMU's end left in the pipes and says how it ended. The log is flushed when it returns.
