@@ -34,6 +34,9 @@ func runDaemon(ctx context.Context, conf Config) (err error) {
 	if os.Geteuid() != 0 {
 		return errors.New("virtlet makes network namespaces and cgroups and must be run by root; `virtlet check` tells what else it needs")
 	}
+	if err := adoptKlog(log); err != nil {
+		return err
+	}
 	log.WithField("version", readVersion().Version).Info("virtlet is starting")
 
 	parts, err := assemble(ctx, conf, log)

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"flag"
 	"fmt"
 	"io"
 	"os"
@@ -8,6 +9,7 @@ import (
 
 	"github.com/sirupsen/logrus"
 	"golang.org/x/sys/unix"
+	"k8s.io/klog/v2"
 )
 
 // newLogger logs to w: text on a terminal, JSON where a program reads it, unless the configuration says otherwise.
@@ -25,6 +27,20 @@ func newLogger(conf Config, w io.Writer) (*logrus.Entry, error) {
 		log.SetFormatter(&logrus.TextFormatter{FullTimestamp: true, TimestampFormat: time.RFC3339})
 	}
 	return logrus.NewEntry(log), nil
+}
+
+// adoptKlog takes the streaming library's own log into ours: what it reports is a client that went away, or the fault
+// that the call's error tells already.
+func adoptKlog(log *logrus.Entry) error {
+	flags := flag.NewFlagSet("klog", flag.ContinueOnError)
+	klog.InitFlags(flags)
+	for name, value := range map[string]string{"logtostderr": "false", "stderrthreshold": "FATAL", "skip_headers": "true"} {
+		if err := flags.Set(name, value); err != nil {
+			return fmt.Errorf("setting up the streaming library's log: %w", err)
+		}
+	}
+	klog.SetOutput(log.WriterLevel(logrus.DebugLevel))
+	return nil
 }
 
 func isTerminal(w io.Writer) bool {

@@ -56,7 +56,7 @@ func (p *programs) check(ctx context.Context) error {
 	if _, err := p.probe(ctx); err != nil {
 		return err
 	}
-	if _, err := findProgram(p.conf.QEMUImg); err != nil {
+	if _, err := exec.LookPath(p.conf.QEMUImg); err != nil {
 		return fmt.Errorf("%w: install qemu-utils or set `qemu-img`", err)
 	}
 	if _, err := findProgram(p.conf.Wrapper); err != nil {

@@ -176,6 +176,9 @@ func (s *Service) giveBack(id string) {
 	}
 }
 
+// leastPrefix is how many digits of an id must be given: a shorter word may be a name that happens to be hexadecimal.
+const leastPrefix = 7
+
 // find needs mu.
 func (s *Service) find(name string) (Image, error) {
 	hex := strings.TrimPrefix(name, digestPrefix)
@@ -193,7 +196,7 @@ func (s *Service) find(name string) (Image, error) {
 		}
 	}
 	var found []Image
-	if isHex(hex) {
+	if isHex(hex) && (len(hex) >= leastPrefix || hex != name) {
 		for id, img := range s.images {
 			if !img.Removed && strings.HasPrefix(id, digestPrefix+hex) {
 				found = append(found, img)

@@ -70,14 +70,16 @@ func TestNames(t *testing.T) {
 	t.Run("ambiguous_beginning_of_an_id", func(t *testing.T) {
 		store := &memStore{}
 		ts := openService(t, t.TempDir(), store)
-		for _, id := range []string{"sha256:ab1", "sha256:ab2"} {
+		for _, id := range []string{"sha256:abcdef01", "sha256:abcdef02"} {
 			must(t, ts.update([]Image{{ID: id}}, nil))
 		}
-		_, err := ts.Status("ab")
+		_, err := ts.Status("abcdef0")
 		wantError(t, err, ErrAmbiguous, "2 images")
-		if _, err := ts.Status("ab1"); err != nil {
+		if _, err := ts.Status("abcdef01"); err != nil {
 			t.Error(err)
 		}
+		_, err = ts.Status("abc") // may as well be a name
+		wantError(t, err, ErrNotFound, "abc")
 	})
 	t.Run("pinned_by_configuration", func(t *testing.T) {
 		ts := newService(t, func(c *Config) { c.Pinned = []string{"virtlet.cloud/" + host + "/a"} })

@@ -5,7 +5,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"os"
 	"path/filepath"
 	"strings"
@@ -240,9 +239,6 @@ func TestConcurrentUse(t *testing.T) {
 				if _, _, err := s.Load(); err != nil {
 					t.Error(err)
 				}
-				if err := s.Dump(io.Discard); err != nil {
-					t.Error(err)
-				}
 			}
 		})
 	}
@@ -251,29 +247,6 @@ func TestConcurrentUse(t *testing.T) {
 	if err != nil || len(pods) != 80 || len(vms) != 0 {
 		t.Errorf("%d pods, %d VMs, %v", len(pods), len(vms), err)
 	}
-}
-
-func TestDump(t *testing.T) {
-	s := openNew(t)
-	pod := somePod("p")
-	pod.Spec.Annotations["kubectl.kubernetes.io/last-applied-configuration"] = "SECRETDATA again"
-	mustNot(t, s.PutPod(pod), s.PutVM(someVM("v", "p")), s.UpdateImages([]image.Image{{ID: "sha256:aa"}}, nil),
-		s.update(func(tx *bolt.Tx) error { return tx.Bucket([]byte(bucketVMs)).Put([]byte("w"), []byte(`"SECRETDATA`)) }))
-	var out bytes.Buffer
-	mustNot(t, s.Dump(&out))
-	if strings.Contains(out.String(), "SECRET") {
-		t.Errorf("a secret is in\n%s", out.String())
-	}
-	var doc map[string]any
-	mustNot(t, json.Unmarshal(out.Bytes(), &doc))
-	for _, want := range []string{`"VirtletVCPUCount": "2"`, `"io.kubernetes.container.hash": "abc"`, `"schema": 1`, "sha256:aa", "vms/w",
-		`"VirtletSSHKeys": "withheld, 21 bytes"`} {
-		if !strings.Contains(out.String(), want) {
-			t.Errorf("%s is not in\n%s", want, out.String())
-		}
-	}
-	pods, _, _ := s.Load()
-	diff(t, []supervisor.Pod{pod}, pods)
 }
 
 func mustNot(t *testing.T, errs ...error) {

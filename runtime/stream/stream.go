@@ -156,8 +156,3 @@ func (s *Server) GetAttach(req *runtimeapi.AttachRequest) (*runtimeapi.AttachRes
 func (s *Server) GetPortForward(req *runtimeapi.PortForwardRequest) (*runtimeapi.PortForwardResponse, error) {
 	return s.streams.GetPortForward(req)
 }
-
-// GetExec always fails with ErrNoExec.
-func (s *Server) GetExec(req *runtimeapi.ExecRequest) (*runtimeapi.ExecResponse, error) {
-	return nil, fmt.Errorf("executing a command in %s: %w", req.GetContainerId(), ErrNoExec)
-}

@@ -1,7 +1,6 @@
 package stream
 
 import (
-	"errors"
 	"net/http"
 	"strings"
 	"testing"
@@ -47,12 +46,6 @@ func TestURLs(t *testing.T) {
 			if status.Code(err) != codes.InvalidArgument {
 				t.Errorf("error is %v", err)
 			}
-		}
-	})
-	t.Run("none_for_exec", func(t *testing.T) {
-		s := newServer(t, g, Config{})
-		if _, err := s.GetExec(&runtimeapi.ExecRequest{ContainerId: "vm1"}); !errors.Is(err, ErrNoExec) || !strings.Contains(err.Error(), "vm1") {
-			t.Errorf("error is %v", err)
 		}
 	})
 }

@@ -146,7 +146,6 @@ const (
 	ReasonStartError = "StartError"
 	ReasonPanicked   = "GuestPanicked"
 	ReasonHostReboot = "HostRebooted"
-	ReasonUnknown    = "Unknown"
 )
 
 // Process is a pid that can be trusted: pids are reused, the three together are not.
