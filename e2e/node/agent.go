@@ -114,9 +114,11 @@ func (a *agent) run(ctx context.Context, stdin []byte, path string, args ...stri
 	if err := a.execute(ctx, "guest-exec", exec, &started); err != nil {
 		return "", err
 	}
-	tick := time.NewTicker(40 * time.Millisecond) // the agent tells an end only when asked
-	defer tick.Stop()
-	for {
+	// The agent tells an end only when asked, and answering costs the node time.
+	const first, longest = 20 * time.Millisecond, 200 * time.Millisecond
+	pause := time.NewTimer(first)
+	defer pause.Stop()
+	for wait := first; ; wait = min(wait*3/2, longest) {
 		var st struct {
 			Exited   bool
 			ExitCode *int   `json:"exitcode"`
@@ -137,7 +139,8 @@ func (a *agent) run(ctx context.Context, stdin []byte, path string, args ...stri
 			return f.Stdout, f
 		}
 		select {
-		case <-tick.C:
+		case <-pause.C:
+			pause.Reset(wait)
 		case <-ctx.Done():
 			return "", fmt.Errorf("%q in the node has not ended: %w", args[len(args)-1], ctx.Err())
 		}

@@ -121,6 +121,9 @@ for unit in getty@tty1.service serial-getty@ttyS0.service getty.target apt-daily
 done
 printf '%s\n' kvm_amd vhost_net tun >"$root/etc/modules-load.d/node.conf"
 echo net.ipv4.ip_forward=1 >"$root/etc/sysctl.d/node.conf"
+# The agent tells the journal of each request.
+mkdir -p "$root/etc/systemd/system/qemu-guest-agent.service.d"
+printf '%s\n' '[Service]' LogLevelMax=warning >"$root/etc/systemd/system/qemu-guest-agent.service.d/quiet.conf"
 
 step "making the disk"
 truncate -s 6G "$tmp/node.raw"
