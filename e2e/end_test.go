@@ -84,7 +84,7 @@ func TestPodVMEnds(t *testing.T) {
 		t.Run(c.name, func(t *testing.T) {
 			p := boot(t, r, strings.ReplaceAll(c.name, "_", "-"), name)
 			ctx := within(t, time.Minute)
-			events := follow(t, r, ctx)
+			events := follow(ctx, t, r)
 			qemu := processOf(t, p, "qemu-system")
 			c.end(t, p)
 			ended := time.Now()
@@ -242,7 +242,7 @@ func squeeze(t *testing.T, p *rig.Pod) {
 }
 
 // follow opens the daemon's event stream; what happens from now on is on it.
-func follow(t *testing.T, r *rig.Rig, ctx context.Context) runtimeapi.RuntimeService_GetContainerEventsClient {
+func follow(ctx context.Context, t *testing.T, r *rig.Rig) runtimeapi.RuntimeService_GetContainerEventsClient {
 	t.Helper()
 	events, err := r.Runtime.GetContainerEvents(ctx, &runtimeapi.GetEventsRequest{})
 	ok(t, err)

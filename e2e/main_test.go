@@ -27,6 +27,7 @@ var (
 )
 
 func TestMain(m *testing.M) {
+	actAsPlugin()
 	flag.Parse()
 	code, err := run(m)
 	if err != nil {

@@ -46,7 +46,7 @@ func TestPodTwenty(t *testing.T) {
 	t.Run("daemon_stopped_and_started", func(t *testing.T) { restart(t, r, pods, r.StopDaemon) })
 	t.Run("daemon_killed_and_started", func(t *testing.T) { restart(t, r, pods, r.KillDaemon) })
 
-	events := follow(t, r, ctx) // of VMs that this daemon did not start
+	events := follow(ctx, t, r) // of VMs that this daemon did not start
 	stop := time.Now()
 	ok(t, each(pods, func(i int) error { return pods[i].Stop(ctx, 300) }))
 	t.Logf("%d VMs stopped in %s", twenty, time.Since(stop).Round(time.Millisecond))

@@ -50,7 +50,7 @@ func TestPodAnnotations(t *testing.T) {
 	if out := must[string](t)(p.Exec(ctx, "cat /etc/told /etc/ran")); !strings.Contains(out, "by user-data") || !strings.Contains(out, "ran") {
 		t.Errorf("user-data left %q", out)
 	}
-	if out := runSSH(t, ctx, r, p, signer, "hostname"); strings.TrimSpace(out) != "annotated" {
+	if out := runSSH(ctx, t, r, p, signer, "hostname"); strings.TrimSpace(out) != "annotated" {
 		t.Errorf("over ssh the guest calls itself %q", out)
 	}
 	secretFree(t, r, "by user-data", strings.Fields(key)[1])
@@ -81,13 +81,13 @@ func newSSHKey(t *testing.T) (authorized string, signer ssh.Signer) {
 	return strings.TrimSpace(string(ssh.MarshalAuthorizedKey(signer.PublicKey()))), signer
 }
 
-func runSSH(t *testing.T, ctx context.Context, r *rig.Rig, p *rig.Pod, key ssh.Signer, command string) string {
+func runSSH(ctx context.Context, t *testing.T, r *rig.Rig, p *rig.Pod, key ssh.Signer, command string) string {
 	t.Helper()
 	conn := must[net.Conn](t)(r.Dial(ctx, p.IP+":22"))
 	defer conn.Close()
 	c, chans, reqs, err := ssh.NewClientConn(conn, p.IP, &ssh.ClientConfig{
 		User: "root", Auth: []ssh.AuthMethod{ssh.PublicKeys(key)},
-		HostKeyCallback: ssh.InsecureIgnoreHostKey(), //nolint:gosec // the guest makes its host key at its first boot
+		HostKeyCallback: ssh.InsecureIgnoreHostKey(), // the guest makes its host key at its first boot
 	})
 	ok(t, err)
 	client := ssh.NewClient(c, chans, reqs)

@@ -76,7 +76,7 @@ func (d *DHCP) Serve(ctx context.Context) error {
 	buf := make([]byte, dhcpMaxSize)
 	for {
 		if err := limit.wait(ctx); err != nil {
-			return nil //nolint:nilerr // the end of ctx is the regular end
+			return nil // the end of ctx is the regular end
 		}
 		n, err := d.sock.Read(buf)
 		switch {

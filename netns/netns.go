@@ -140,7 +140,7 @@ const iprouteDir = "/run/netns"
 // to that, it would later cover the mounts made before, and they could neither be entered nor removed by path.
 func shareWithIproute(dir string) error {
 	if real, err := filepath.EvalSymlinks(dir); err != nil || real != iprouteDir {
-		return nil //nolint:nilerr // a folder that cannot be resolved is not iproute2's
+		return nil // a folder that cannot be resolved is not iproute2's
 	}
 	d, err := os.Open(iprouteDir)
 	if err != nil {

@@ -98,7 +98,7 @@ func checkFraming(t *testing.T, stream []byte) {
 	if len(rest) > 0 {
 		want = io.ErrUnexpectedEOF
 	}
-	if got, err := r.next(); err != want {
+	if got, err := r.next(); !errors.Is(err, want) {
 		t.Fatalf("after the last line: got %q, %v; want %v", got, err, want)
 	}
 }

@@ -84,7 +84,7 @@ func (r *Rig) Serve(ctx context.Context, address string, h http.Handler) (string
 	if err != nil {
 		return "", err
 	}
-	server := &http.Server{Handler: h} //nolint:gosec // its only clients are the test's own guests
+	server := &http.Server{Handler: h}
 	go func() { _ = server.Serve(l) }()
 	context.AfterFunc(ctx, func() { _ = server.Close() })
 	return "http://" + l.Addr().String(), nil

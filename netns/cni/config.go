@@ -49,7 +49,7 @@ func loadFile(path string) (*libcni.NetworkConfigList, error) {
 	if err != nil {
 		return nil, err
 	}
-	list, err := libcni.ConfListFromConf(plugin)
+	list, err := libcni.ConfListFromConf(plugin) //nolint:staticcheck // deprecated with the format, which nodes still have
 	if err != nil {
 		return nil, err
 	}

@@ -12,7 +12,6 @@ import (
 	"path/filepath"
 	"runtime"
 	"slices"
-	"strings"
 	"syscall"
 	"testing"
 	"time"
@@ -71,14 +70,14 @@ func makeImages(t *testing.T, dir string) {
 
 // runningQEMU is a QEMU process of a test, with our ends of what it was given.
 type runningQEMU struct {
-	cmd             *exec.Cmd
-	stderr          bytes.Buffer
-	qmp, events     *monitorConn
-	console         *os.File
-	exited          chan error
-	files           Files
-	nextFD          int
-	extra, toClosed []*os.File
+	cmd         *exec.Cmd
+	stderr      bytes.Buffer
+	qmp, events *monitorConn
+	console     *os.File
+	exited      chan error
+	files       Files
+	nextFD      int
+	extra       []*os.File
 }
 
 func startQEMU(t *testing.T, d Domain, more ...string) *runningQEMU {
@@ -254,16 +253,6 @@ func (m *monitorConn) execute(t *testing.T, command string, args, reply any) {
 			}
 		}
 		return
-	}
-}
-
-func (m *monitorConn) waitEvent(t *testing.T, name string) json.RawMessage {
-	t.Helper()
-	for {
-		msg := m.read(t)
-		if strings.Trim(string(msg["event"]), `"`) == name {
-			return msg["data"]
-		}
 	}
 }
 

@@ -245,6 +245,33 @@ func TestExitUnderWay(t *testing.T) {
 	}
 }
 
+func TestRunPodRepeated(t *testing.T) {
+	spec := PodSpec{Name: "web", Namespace: "default"}
+	t.Run("gets_the_pod_that_the_first_request_made", func(t *testing.T) {
+		id := newID()
+		s, _ := newTestSupervisor(t, stubNetwork{}, []Pod{{ID: id, Spec: spec, State: PodReady}}, nil)
+		if p, err := s.RunPod(t.Context(), spec); err != nil || p.ID != id {
+			t.Errorf("got %s, %v", p.ID, err)
+		}
+	})
+	t.Run("while_the_first_request_is_undone", func(t *testing.T) {
+		id := newID()
+		s, _ := newTestSupervisor(t, stubNetwork{}, []Pod{{ID: id, Spec: spec, State: PodReady}}, nil)
+		p := s.findPod(id)
+		unlock, err := p.lock(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := s.RunPod(within(t, 20*time.Millisecond), spec); !errors.Is(err, context.DeadlineExceeded) {
+			t.Errorf("did not wait for the first request: %v", err)
+		}
+		time.AfterFunc(20*time.Millisecond, func() { s.forgetPod(p); unlock() })
+		if got, err := s.RunPod(within(t, 5*time.Second), spec); !errors.Is(err, ErrBusy) {
+			t.Errorf("got the undone pod %s, %v", got.ID, err)
+		}
+	})
+}
+
 func TestStopPod(t *testing.T) {
 	t.Run("after_a_removal_that_it_waited_for", func(t *testing.T) {
 		id := newID()

@@ -28,8 +28,7 @@ func (s *Supervisor) RunPod(ctx context.Context, spec PodSpec) (Pod, error) {
 		return Pod{}, err
 	}
 	if !fresh {
-		p.delivered.Store(true)
-		return *p.rec.Load(), nil
+		return s.deliverPod(ctx, p.id(), spec)
 	}
 	unlock, err := p.lock(ctx)
 	if err != nil {
@@ -45,6 +44,20 @@ func (s *Supervisor) RunPod(ctx context.Context, spec PodSpec) (Pod, error) {
 	p.delivered.Store(true)
 	s.notePod(EventCreated, p)
 	s.notePod(EventStarted, p)
+	return *p.rec.Load(), nil
+}
+
+// deliverPod hands out a pod that an earlier, equal request made, unless that one is just undoing it.
+func (s *Supervisor) deliverPod(ctx context.Context, id string, spec PodSpec) (Pod, error) {
+	p, unlock, err := s.lockPod(ctx, id)
+	if err != nil {
+		return Pod{}, err
+	}
+	defer unlock()
+	if p == nil || p.rec.Load().State != PodReady {
+		return Pod{}, fmt.Errorf("pod %s attempt %d: an earlier request for it was %w and has failed; retry", podName(spec), spec.Attempt, ErrBusy)
+	}
+	p.delivered.Store(true)
 	return *p.rec.Load(), nil
 }
 

@@ -96,7 +96,7 @@ func startJob(t *testing.T, job Job) *Started {
 	t.Cleanup(func() {
 		unix.Kill(s.WrapperPID, unix.SIGKILL)
 		s.Wait()
-		if text, _ := os.ReadFile(WrapperStderr(job.RunDir)); len(text) > 0 {
+		if text, _ := os.ReadFile(Stderr(job.RunDir)); len(text) > 0 {
 			t.Errorf("vmwrapper complained: %s", text)
 		}
 	})

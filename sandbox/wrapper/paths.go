@@ -34,8 +34,8 @@ func EventsFile(runDir string) string { return filepath.Join(runDir, "events.jso
 // QEMUStderr is what QEMU wrote to its standard error, its first maxStderrFile bytes.
 func QEMUStderr(runDir string) string { return filepath.Join(runDir, "qemu.stderr") }
 
-// WrapperStderr is vmwrapper's own standard error.
-func WrapperStderr(runDir string) string { return filepath.Join(runDir, "wrapper.stderr") }
+// Stderr is vmwrapper's own standard error.
+func Stderr(runDir string) string { return filepath.Join(runDir, "wrapper.stderr") }
 
 // viaDir calls f with a name of the socket that is short enough to bind or connect.
 func viaDir(path string, f func(name string) error) error {

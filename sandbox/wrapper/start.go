@@ -105,7 +105,7 @@ func start(ctx context.Context, binary string, job Job, place func(pid int) erro
 			err = fmt.Errorf("%w (and removing the join on %s: %w)", err, spec.Link.Name, e)
 		}
 	}
-	if tail := lastLine(WrapperStderr(job.RunDir)); tail != "" && ctx.Err() == nil {
+	if tail := lastLine(Stderr(job.RunDir)); tail != "" && ctx.Err() == nil {
 		err = fmt.Errorf("%w; its last words: %s", err, tail)
 	}
 	return nil, err
@@ -140,7 +140,7 @@ func spawn(binary string, job Job) (_ *process, err error) {
 	}
 	files = append(files, readyW)
 	p := &process{job: jobW, ready: readyR}
-	stderr, err := os.OpenFile(WrapperStderr(job.RunDir), os.O_WRONLY|os.O_CREATE|os.O_TRUNC|os.O_APPEND, 0o600)
+	stderr, err := os.OpenFile(Stderr(job.RunDir), os.O_WRONLY|os.O_CREATE|os.O_TRUNC|os.O_APPEND, 0o600)
 	if err != nil {
 		p.closePipes()
 		return nil, err
