@@ -258,12 +258,12 @@ func (g *Group) Set(l Limits) error {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	err := l.Validate()
-	if err == nil && !g.Exists() {
-		err = ErrGone
-	}
 	if err == nil {
 		var h *handle
-		if h, err = g.open(); err == nil {
+		if h, err = g.open(); err == nil && !h.exists() {
+			err = ErrGone
+		}
+		if err == nil {
 			err = g.set(h, l)
 		}
 	}
@@ -340,10 +340,13 @@ func (g *Group) hasSwap(h *handle) bool {
 	return err == nil
 }
 
-// Exists tells whether the group stands in any hierarchy.
-func (g *Group) Exists() bool {
+// Exists tells whether the group stands in any hierarchy; the error is that it cannot be told.
+func (g *Group) Exists() (bool, error) {
 	h, err := g.open()
-	return err == nil && h.exists()
+	if err != nil {
+		return false, fmt.Errorf("looking for cgroup %s: %w", g.Path(), err)
+	}
+	return h.exists(), nil
 }
 
 // Remove removes the group, and our default parent if it has become empty. It is idempotent. A group with processes stays

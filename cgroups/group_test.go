@@ -163,7 +163,7 @@ func TestCreateFails(t *testing.T) {
 				if !errors.Is(err, tc.err) || !strings.Contains(err.Error(), tc.says) {
 					t.Errorf("got %v; want %v with %q", err, tc.err, tc.says)
 				}
-				if g.Exists() {
+				if stands(t, g) {
 					t.Error("the group stays behind")
 				}
 				if now := must(memberships(p.pid())); !reflect.DeepEqual(now, before) {
@@ -187,7 +187,7 @@ func TestCreateFails(t *testing.T) {
 			if err := g.Create(p.pid(), Limits{}); err == nil {
 				t.Error("a process that has ended was taken")
 			}
-			if g.Exists() {
+			if stands(t, g) {
 				t.Error("the group stays behind")
 			}
 		})

@@ -3,36 +3,10 @@ package cgroups
 import (
 	"context"
 	"errors"
-	"fmt"
-	"slices"
 	"syscall"
 	"testing"
 	"time"
 )
-
-func TestFind(t *testing.T) {
-	forDrivers(t, func(t *testing.T, d Driver, parent string) {
-		id := fmt.Sprintf("%064x", time.Now().UnixNano())
-		g := named(t, d, parent, id)
-		if err := g.Create(sh(t, "").pid(), Limits{}); err != nil {
-			t.Fatal(err)
-		}
-		contains := func() bool {
-			found, err := Find(d)
-			if err != nil {
-				t.Fatal(err)
-			}
-			return slices.ContainsFunc(found, func(f *Group) bool { return f.Name() == id && f.Path() == g.Path() })
-		}
-		if !contains() {
-			t.Error("the group was not found")
-		}
-		destroy(t, g)
-		if contains() {
-			t.Error("the removed group was found")
-		}
-	})
-}
 
 func TestWaitEmpty(t *testing.T) {
 	waits := map[string]func(*Group, context.Context) error{

@@ -234,29 +234,3 @@ func TestNew(t *testing.T) {
 		t.Error("an unknown driver was taken")
 	}
 }
-
-func TestOurs(t *testing.T) {
-	id := strings.Repeat("0f", 32)
-	for name, tc := range map[string]struct {
-		driver       Driver
-		path, parent string
-		ok           bool
-	}{
-		"cgroupfs":               {Cgroupfs, "/kubepods/podX/virtlet-" + id, "/kubepods/podX", true},
-		"cgroupfs_default":       {Cgroupfs, "/virtlet/virtlet-" + id, "", true},
-		"systemd":                {Systemd, "/kubepods.slice/kubepods-podX.slice/virtlet-" + id + ".scope", "kubepods-podX.slice", true},
-		"systemd_default":        {Systemd, "/virtlet.slice/virtlet-" + id + ".scope", "", true},
-		"other_driver":           {Cgroupfs, "/virtlet.slice/virtlet-" + id + ".scope", "", false},
-		"not_an_id":              {Cgroupfs, "/virtlet/virtlet-test", "", false},
-		"the_daemons_own_unit":   {Systemd, "/system.slice/virtlet.service", "", false},
-		"somebody_elses":         {Cgroupfs, "/kubepods/podX/" + id, "", false},
-		"upper_case_is_no_id":    {Cgroupfs, "/virtlet/virtlet-" + strings.ToUpper(id), "", false},
-		"longer_than_an_id":      {Cgroupfs, "/virtlet/virtlet-" + id + "0", "", false},
-		"the_default_parent_too": {Cgroupfs, "/virtlet", "", false},
-	} {
-		parent, got, ok := ours(tc.driver, tc.path)
-		if ok != tc.ok || parent != tc.parent || ok && got != id {
-			t.Errorf("%s: %q, %q, %v", name, parent, got, ok)
-		}
-	}
-}

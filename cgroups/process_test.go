@@ -240,7 +240,7 @@ func destroy(t *testing.T, g *Group) {
 	if err := g.Remove(); err != nil {
 		t.Error(err)
 	}
-	if g.Exists() {
+	if stands(t, g) {
 		t.Errorf("%s is still there", g.Path())
 	}
 }
@@ -258,4 +258,13 @@ func file(t *testing.T, g *Group, v1, v2 string) string {
 		t.Fatal(err)
 	}
 	return strings.TrimSpace(string(b))
+}
+
+func stands(t *testing.T, g *Group) bool {
+	t.Helper()
+	there, err := g.Exists()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return there
 }

@@ -93,7 +93,7 @@ func (g *Group) Usage() (Usage, error) {
 		Controllers: ocgroups.CPU | ocgroups.Memory | ocgroups.Pids | ocgroups.IO,
 	})
 	if err != nil {
-		if !g.Exists() { // removed meanwhile
+		if !h.exists() { // removed meanwhile
 			err = ErrGone
 		}
 		return Usage{}, fmt.Errorf("reading usage of cgroup %s: %w", g.Path(), err)

@@ -121,7 +121,7 @@ func (s *Supervisor) admit() error {
 const (
 	cleanupTimeout   = 90 * time.Second
 	powerdownEvery   = 5 * time.Second
-	quitTimeout      = 2 * time.Second
+	quitTimeout      = 10 * time.Second // to flush its disks
 	killTimeout      = 10 * time.Second
 	wrapperTimeout   = 5 * time.Second
 	qmpTimeout       = 10 * time.Second

@@ -22,7 +22,7 @@ func vcpus(asked int, l cgroups.Limits) int {
 	if period == 0 {
 		period = defaultCPUPeriod
 	}
-	return int(min((l.CPUQuota+period-1)/period, domain.MaxCPUs))
+	return int(min((l.CPUQuota-1)/period+1, domain.MaxCPUs))
 }
 
 // guestMemory is the guest's RAM in bytes: the pod's limit, or the default where there is none.

@@ -2,6 +2,7 @@ package supervisor
 
 import (
 	"errors"
+	"math"
 	"testing"
 
 	"github.com/virtlet/virtlet/cgroups"
@@ -22,7 +23,7 @@ func TestVCPUs(t *testing.T) {
 		{"one_and_a_half_cpus", 0, cgroups.Limits{CPUQuota: 150_000, CPUPeriod: 100_000}, 2},
 		{"default_period", 0, cgroups.Limits{CPUQuota: 300_000}, 3},
 		{"annotation_beats_quota", 4, cgroups.Limits{CPUQuota: 50_000, CPUPeriod: 100_000}, 4},
-		{"absurd_quota", 0, cgroups.Limits{CPUQuota: 1 << 50, CPUPeriod: 1000}, domain.MaxCPUs},
+		{"absurd_quota", 0, cgroups.Limits{CPUQuota: math.MaxInt64, CPUPeriod: 1000}, domain.MaxCPUs},
 	}
 	for _, c := range cases {
 		t.Run(c.name, func(t *testing.T) {

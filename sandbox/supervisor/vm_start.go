@@ -89,11 +89,11 @@ func (s *Supervisor) boot(ctx context.Context, v *vm) (*machine, error) {
 	}
 	m, err := s.connect(ctx, v, group, started.WrapperPID, started.QEMUPID)
 	if err != nil {
-		return nil, err
+		return nil, s.lastWords(ctx, v, started, err)
 	}
 	if err := s.unleash(ctx, m); err != nil {
 		m.letGo()
-		return nil, err
+		return nil, s.lastWords(ctx, v, started, err)
 	}
 	if err := step(ctx, "start.continued"); err != nil {
 		m.letGo()
@@ -112,6 +112,27 @@ func (s *Supervisor) boot(ctx context.Context, v *vm) (*machine, error) {
 		return nil, err
 	}
 	return m, nil
+}
+
+// lastWords adds what QEMU itself said to the loss of its monitor: it died after it had answered vmwrapper.
+func (s *Supervisor) lastWords(ctx context.Context, v *vm, started *wrapper.Started, err error) error {
+	if !errors.Is(err, qmp.ErrClosed) && !errors.Is(err, errGone) {
+		return err // QEMU lives, so the fault is another
+	}
+	patience := time.NewTimer(wrapperTimeout)
+	defer patience.Stop()
+	select {
+	case <-started.Done():
+	case <-patience.C:
+		return err
+	case <-ctx.Done():
+		return err
+	}
+	ex, xerr := wrapper.ReadExit(s.cfg.vmRunDir(v.id()))
+	if xerr != nil {
+		return err
+	}
+	return fmt.Errorf("%w: %s", err, outcomeOf(ex, false).message)
 }
 
 // unleash lets the machine, made stopped, run: first what to do when the guest stops, then the guest itself.
@@ -202,8 +223,8 @@ func (s *Supervisor) succeeded(v *vm) bool {
 
 // emptyGroup kills what is left in the group, waits until it is gone and removes the group.
 func emptyGroup(ctx context.Context, group *cgroups.Group) error {
-	if !group.Exists() {
-		return nil
+	if there, err := group.Exists(); err != nil || !there {
+		return err
 	}
 	if err := group.Kill(); err != nil {
 		return err
