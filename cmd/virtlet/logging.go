@@ -26,6 +26,10 @@ func newLogger(conf Config, w io.Writer) (*logrus.Entry, error) {
 	} else {
 		log.SetFormatter(&logrus.TextFormatter{FullTimestamp: true, TimestampFormat: time.RFC3339})
 	}
+	// The cgroups library logs to logrus's own logger: that is to come out in the same place and form.
+	logrus.SetOutput(w)
+	logrus.SetLevel(level)
+	logrus.SetFormatter(log.Formatter)
 	return logrus.NewEntry(log), nil
 }
 
