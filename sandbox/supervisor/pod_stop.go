@@ -11,6 +11,11 @@ import (
 // StopPod ends the pod's VM by force, gives its network back and removes its network namespace. It may be repeated; an
 // unknown id is no error. When the CNI plugin fails, the pod stays in the state stopping and the call may be repeated.
 func (s *Supervisor) StopPod(ctx context.Context, id string) error {
+	return s.onPod(ctx, id, "stopping", s.stopPod)
+}
+
+// onPod does something to a pod under its lock; an unknown id is no error.
+func (s *Supervisor) onPod(ctx context.Context, id, doing string, do func(context.Context, *pod) error) error {
 	if err := s.admit(); err != nil {
 		return err
 	}
@@ -22,8 +27,8 @@ func (s *Supervisor) StopPod(ctx context.Context, id string) error {
 	if p == nil {
 		return nil
 	}
-	if err := s.stopPod(ctx, p); err != nil {
-		return fmt.Errorf("stopping pod %s: %w", podName(p.rec.Load().Spec), err)
+	if err := do(ctx, p); err != nil {
+		return fmt.Errorf("%s pod %s: %w", doing, podName(p.rec.Load().Spec), err)
 	}
 	return nil
 }
@@ -85,21 +90,7 @@ func (s *Supervisor) release(ctx context.Context, p *pod) error {
 // RemovePod stops the pod if need be and removes everything that carries its id, root disks included. It may be
 // repeated; an unknown id is no error.
 func (s *Supervisor) RemovePod(ctx context.Context, id string) error {
-	if err := s.admit(); err != nil {
-		return err
-	}
-	p, unlock, err := s.lockPod(ctx, id)
-	if err != nil {
-		return err
-	}
-	defer unlock()
-	if p == nil {
-		return nil
-	}
-	if err := s.removePod(ctx, p); err != nil {
-		return fmt.Errorf("removing pod %s: %w", podName(p.rec.Load().Spec), err)
-	}
-	return nil
+	return s.onPod(ctx, id, "removing", s.removePod)
 }
 
 // removePod does the work; the caller holds the pod's lock.

@@ -55,22 +55,7 @@ func (s *Supervisor) Stats(_ context.Context, id string) (Stats, error) {
 // UpdateResources changes the limits of a VM's cgroup, all of them or none. Fields that are zero stay as they are. The
 // guest's RAM is fixed: a memory limit below it is refused.
 func (s *Supervisor) UpdateResources(ctx context.Context, id string, asked cgroups.Limits) error {
-	if err := s.admit(); err != nil {
-		return err
-	}
-	v := s.findVM(id)
-	if v == nil {
-		return fmt.Errorf("VM %s: %w", id, ErrNotFound)
-	}
-	unlock, err := v.pod.lock(ctx)
-	if err != nil {
-		return err
-	}
-	defer unlock()
-	if err := s.updateResources(v, asked); err != nil {
-		return fmt.Errorf("updating the resources of VM %s of pod %s: %w", id, podName(v.pod.rec.Load().Spec), err)
-	}
-	return nil
+	return s.onVM(ctx, id, "updating the resources of", func(v *vm) error { return s.updateResources(v, asked) })
 }
 
 func (s *Supervisor) updateResources(v *vm, asked cgroups.Limits) error {

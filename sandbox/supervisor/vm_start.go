@@ -18,6 +18,11 @@ import (
 // is no error: it is how a request looks whose answer was lost. A VM that fails to start is left exited with the
 // reason StartError, as CRI asks, and nothing of it runs.
 func (s *Supervisor) StartVM(ctx context.Context, id string) error {
+	return s.onVM(ctx, id, "starting", func(v *vm) error { return s.startVM(ctx, v) })
+}
+
+// onVM does something to a VM under its pod's lock.
+func (s *Supervisor) onVM(ctx context.Context, id, doing string, do func(*vm) error) error {
 	if err := s.admit(); err != nil {
 		return err
 	}
@@ -31,8 +36,8 @@ func (s *Supervisor) StartVM(ctx context.Context, id string) error {
 	}
 	defer unlock()
 	v.delivered.Store(true)
-	if err := s.startVM(ctx, v); err != nil {
-		return fmt.Errorf("starting VM %s of pod %s: %w", id, podName(v.pod.rec.Load().Spec), err)
+	if err := do(v); err != nil {
+		return fmt.Errorf("%s VM %s of pod %s: %w", doing, id, podName(v.pod.rec.Load().Spec), err)
 	}
 	return nil
 }
