@@ -107,10 +107,12 @@ func (n *Node) Boot(ctx context.Context) error {
 // The disk's cache mode is writeback with the guest's flushes honoured: when QEMU is killed, what the guest has not
 // flushed may be lost, in its own page cache and in QEMU's tables, and what it has flushed is on the disk. That is what
 // a power cut does to a disk with a volatile cache.
+//
+// Five-level paging is off: with it QEMU 7.2 loses nested guests, which hang or take the node's kernel with them.
 func (n *Node) argv() []string {
 	return []string{
 		"qemu-system-x86_64", "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot",
-		"-name", "virtlet-test-node", "-machine", "q35,vmport=off", "-accel", "tcg,thread=multi,tb-size=256", "-cpu", "max",
+		"-name", "virtlet-test-node", "-machine", "q35,vmport=off", "-accel", "tcg,thread=multi,tb-size=256", "-cpu", "max,la57=off",
 		"-smp", strconv.Itoa(n.opts.CPUs), "-m", strconv.Itoa(n.opts.Memory),
 		"-kernel", n.opts.Image.Kernel, "-initrd", n.opts.Image.Initramfs,
 		"-append", "console=ttyS0 quiet loglevel=4 systemd.show_status=auto mitigations=off random.trust_cpu=on panic=-1",
