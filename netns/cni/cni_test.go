@@ -1,6 +1,7 @@
 package cni_test
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"io"
@@ -164,6 +165,31 @@ func TestDelWithoutNetns(t *testing.T) {
 			must(t, n.del(a))
 		})
 	}
+}
+
+// A reboot takes the firewall's rules with it, and the bridge plugin fails when told to remove what is not there.
+func TestDelAfterReboot(t *testing.T) {
+	n := newNode(t)
+	n.write("10-test.conflist", n.bridge("1.0.0", portmap))
+	a := n.pod()
+	n.add(a)
+	must(t, netns.Remove(a.Netns))
+	n.waitVeths(0)
+	for _, tool := range []string{"iptables", "ip6tables"} {
+		n.run(tool, "-t", "nat", "-F")
+		n.run(tool, "-t", "nat", "-X")
+	}
+	records, err := filepath.Glob(filepath.Join(n.conf.CacheDir, "attachments", "*.json"))
+	must(t, err)
+	for _, path := range records {
+		b, err := os.ReadFile(path)
+		must(t, err)
+		boot, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
+		must(t, err)
+		must(t, os.WriteFile(path, bytes.ReplaceAll(b, bytes.TrimSpace(boot), []byte("the boot before")), 0o600))
+	}
+	must(t, n.del(a))
+	n.wantNoLeftovers()
 }
 
 // The configuration of ADD counts for DEL, whatever the administrator has done to it since.

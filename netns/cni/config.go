@@ -70,6 +70,8 @@ type memory struct {
 	Attachment Attachment        `json:"attachment"`
 	List       json.RawMessage   `json:"list"`
 	Plugins    []json.RawMessage `json:"plugins"`
+	// BootID is the kernel's, as of the ADD.
+	BootID string `json:"bootID"`
 }
 
 // errUnknown: nothing is kept about the attachment, or it cannot be read.
@@ -82,7 +84,7 @@ func (c *CNI) memoryFile(a Attachment) string {
 }
 
 func (c *CNI) remember(list *libcni.NetworkConfigList, a Attachment) error {
-	m := memory{Attachment: a, List: list.Bytes}
+	m := memory{Attachment: a, List: list.Bytes, BootID: bootID()}
 	for _, p := range list.Plugins {
 		m.Plugins = append(m.Plugins, p.Bytes)
 	}
@@ -94,13 +96,32 @@ func (c *CNI) remember(list *libcni.NetworkConfigList, a Attachment) error {
 		return fmt.Errorf("making the CNI cache: %w", err)
 	}
 	tmp := c.memoryFile(a) + ".tmp"
-	if err := os.WriteFile(tmp, b, 0o600); err != nil {
+	if err := writeSynced(tmp, b); err != nil {
 		return errors.Join(fmt.Errorf("recording the attachment: %w", err), os.RemoveAll(tmp))
 	}
 	if err := os.Rename(tmp, c.memoryFile(a)); err != nil {
 		return fmt.Errorf("recording the attachment: %w", err)
 	}
 	return nil
+}
+
+// writeSynced writes a file that is whole after a power cut, once it is renamed.
+func writeSynced(path string, b []byte) error {
+	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
+	if err != nil {
+		return err
+	}
+	_, err = f.Write(b)
+	return errors.Join(err, f.Sync(), f.Close())
+}
+
+// bootID changes with each boot of the host; "" when the kernel does not tell.
+func bootID() string {
+	b, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
+	if err != nil {
+		return ""
+	}
+	return strings.TrimSpace(string(b))
 }
 
 // recall returns the configuration and the arguments of the ADD; of a it keeps what a caller may know better.

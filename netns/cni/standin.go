@@ -23,6 +23,10 @@ func (c *CNI) standIn(list *libcni.NetworkConfigList, a Attachment) (path string
 	if !masquerades(list) {
 		return "", none, nil
 	}
+	// A reboot has taken the rules away as well, and asked to remove what is not there the plugins fail.
+	if m, err := readMemory(c.memoryFile(a)); err == nil && m.BootID != bootID() {
+		return "", none, nil
+	}
 	cached, err := c.lib.GetNetworkListCachedResult(list, runtimeConf(a, ""))
 	if err != nil || cached == nil {
 		return "", none, nil //nolint:nilerr // ADD did not get to its end, or the cache is lost: nothing to go by
