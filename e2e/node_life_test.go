@@ -240,9 +240,10 @@ func (h *nodeHost) anew(t *testing.T) {
 func (h *nodeHost) traces(t *testing.T) []string {
 	t.Helper()
 	out := h.sh(t, `
-		for d in /var/lib/virtlet/vms /var/lib/virtlet/cni /run/virtlet/vms; do
+		for d in /var/lib/virtlet/vms /run/virtlet/vms; do
 			[ ! -d $d ] || find $d -mindepth 1 -printf 'file %p\n'
 		done
+		[ ! -d /var/lib/virtlet/cni ] || find /var/lib/virtlet/cni ! -type d -printf 'file %p\n'
 		[ ! -d /run/netns ] || find /run/netns -mindepth 1 -printf 'netns %p\n'
 		[ ! -d /var/lib/cni ] || find /var/lib/cni -type f ! -name lock ! -name 'last_reserved_ip*' -printf 'IPAM lease %p\n'
 		find /sys/fs/cgroup -type d -name '*virtlet-*' -printf 'cgroup %p\n'

@@ -170,6 +170,9 @@ func (c *CNI) add(ctx context.Context, list *libcni.NetworkConfigList, a Attachm
 	if err != nil {
 		return nil, fmt.Errorf("converting the result of version %s: %w", res.Version(), err)
 	}
+	if err := syncLeases(list, result); err != nil {
+		return nil, err
+	}
 	links, err := readLinks(a.Netns)
 	if err != nil {
 		return nil, err
