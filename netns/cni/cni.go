@@ -173,6 +173,9 @@ func (c *CNI) add(ctx context.Context, list *libcni.NetworkConfigList, a Attachm
 	if err := syncLeases(list, result); err != nil {
 		return nil, err
 	}
+	if err := c.makeDurable(list, a, result); err != nil {
+		return nil, err
+	}
 	links, err := readLinks(a.Netns)
 	if err != nil {
 		return nil, err
