@@ -245,7 +245,7 @@ func (h *nodeHost) traces(t *testing.T) []string {
 		done
 		[ ! -d /var/lib/virtlet/cni ] || find /var/lib/virtlet/cni ! -type d -printf 'file %p\n'
 		[ ! -d /run/netns ] || find /run/netns -mindepth 1 -printf 'netns %p\n'
-		[ ! -d /var/lib/cni ] || find /var/lib/cni -type f ! -name lock ! -name 'last_reserved_ip*' -printf 'IPAM lease %p\n'
+		[ ! -d /var/lib/cni ] || find /var/lib/cni -type f ! -name lock ! -name 'last_reserved_ip*' -printf 'IPAM lease %p of %s bytes\n'
 		find /sys/fs/cgroup -type d -name '*virtlet-*' -printf 'cgroup %p\n'
 		systemctl list-units --all --plain --no-legend 'virtlet-*' | sed 's/^/unit /'
 		ip -o link | sed -n 's/^[0-9]*: \([^:@]*\)[:@].*/\1/p' | grep -E '^(veth|vtap|tap|ifb)' | sed 's/^/link /' || true
