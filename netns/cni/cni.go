@@ -170,9 +170,6 @@ func (c *CNI) add(ctx context.Context, list *libcni.NetworkConfigList, a Attachm
 	if err != nil {
 		return nil, fmt.Errorf("converting the result of version %s: %w", res.Version(), err)
 	}
-	if err := syncLeases(list, result); err != nil {
-		return nil, err
-	}
 	if err := c.makeDurable(list, a, result); err != nil {
 		return nil, err
 	}
