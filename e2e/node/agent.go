@@ -94,13 +94,13 @@ func decodeReply(command string, line []byte, reply any) error {
 	return nil
 }
 
-// Failure is a script in the node that did not exit with 0.
-type Failure struct {
+// ScriptError is a script in the node that did not exit with 0.
+type ScriptError struct {
 	Script, Stdout, Stderr string
 	Code                   int // -1 when a signal ended it
 }
 
-func (f *Failure) Error() string {
+func (f *ScriptError) Error() string {
 	return fmt.Sprintf("exit code %d of %q in the node: %s", f.Code, f.Script, strings.TrimSpace(f.Stderr+"\n"+f.Stdout))
 }
 
@@ -132,7 +132,7 @@ func (a *agent) run(ctx context.Context, stdin []byte, path string, args ...stri
 			if st.ExitCode != nil && *st.ExitCode == 0 {
 				return string(st.Out), nil
 			}
-			f := &Failure{Script: args[len(args)-1], Stdout: string(st.Out), Stderr: string(st.Err), Code: -1}
+			f := &ScriptError{Script: args[len(args)-1], Stdout: string(st.Out), Stderr: string(st.Err), Code: -1}
 			if st.ExitCode != nil {
 				f.Code = *st.ExitCode
 			}

@@ -69,7 +69,7 @@ func TestAgentRun(t *testing.T) {
 			if out != c.out || (err == nil) != (c.err == "") || err != nil && !strings.Contains(err.Error(), c.err) {
 				t.Errorf("%q, %v; want %q, %q", out, err, c.out, c.err)
 			}
-			var f *Failure
+			var f *ScriptError
 			if errors.As(err, &f) != (c.code != 0) || f != nil && f.Code != c.code {
 				t.Errorf("the failure %+v, want code %d", f, c.code)
 			}

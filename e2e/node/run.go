@@ -21,7 +21,7 @@ type File struct {
 	Mode    fs.FileMode // default 0644
 }
 
-// Run runs a script by bash -e in the node and returns its standard output. A script that fails is a *Failure, which
+// Run runs a script by bash -e in the node and returns its standard output. A script that fails is a *ScriptError, which
 // holds its standard error. Output is limited to 16 MB.
 func (n *Node) Run(ctx context.Context, script string) (string, error) {
 	return n.RunInput(ctx, script, nil)
