@@ -124,7 +124,7 @@ const (
 	quitTimeout      = 10 * time.Second // to flush its disks
 	killTimeout      = 10 * time.Second
 	wrapperTimeout   = 5 * time.Second
-	qmpTimeout       = time.Minute // on a starved host QEMU, which reads byte by byte, is slow to answer
+	qmpTimeout       = 2 * time.Minute // on a starved host QEMU, which reads byte by byte, is slow to answer
 	networkProbeLife = 5 * time.Second
 )
 
