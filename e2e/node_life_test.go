@@ -224,8 +224,7 @@ func (h *nodeHost) verifyClean(t *testing.T) {
 // anew runs one more pod, which the node of after the power cut does as well, and a stop of the guest's own.
 func (h *nodeHost) anew(t *testing.T) {
 	h.sh(t, "systemctl start "+nodeUnit)
-	p := h.boot(t, "anew")
-	h.facts(t, p)
+	p, _ := h.bootUp(t, "anew")
 	ctx, cancel := context.WithTimeout(within(t, nodeGuest), nodeStep)
 	defer cancel()
 	ok(t, p.Stop(ctx, 60))
