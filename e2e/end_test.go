@@ -3,7 +3,6 @@ package e2e
 import (
 	"context"
 	"os"
-	"path/filepath"
 	"strconv"
 	"strings"
 	"testing"
@@ -16,26 +15,10 @@ import (
 	"github.com/virtlet/virtlet/e2e/rig"
 )
 
-// processOf finds the one process of a pod whose program has that name: its arguments hold the VM's id.
+// processOf is the one process of a pod's VM whose program's name begins so.
 func processOf(t *testing.T, p *rig.Pod, program string) int {
 	t.Helper()
-	entries := must[[]os.DirEntry](t)(os.ReadDir("/proc"))
-	var found []int
-	for _, e := range entries {
-		pid, err := strconv.Atoi(e.Name())
-		if err != nil {
-			continue
-		}
-		argv, _ := os.ReadFile(filepath.Join("/proc", e.Name(), "cmdline"))
-		name, _, _ := strings.Cut(string(argv), "\x00")
-		if strings.HasPrefix(filepath.Base(name), program) && strings.Contains(string(argv), p.VM) {
-			found = append(found, pid)
-		}
-	}
-	if len(found) != 1 {
-		t.Fatalf("%d processes %s of %s: %v", len(found), program, p.Name, found)
-	}
-	return found[0]
+	return must[int](t)(p.Process(program))
 }
 
 // runs tells whether a process still executes; one that only waits to be reaped by init does not.
