@@ -19,6 +19,7 @@ test=(
 	ca-certificates curl git          # fetching modules and packages, versions
 	e2fsprogs fdisk extlinux util-linux
 	cpio kmod zstd dpkg               # the test disk image
+	busybox                           # a DHCP client that is not ours
 	mmdebstrap qemu-system-common     # the node in a VM, virtiofsd
 	procps
 )
