@@ -46,11 +46,12 @@ func (d Domain) devices(f Files) []device {
 	for i, n := range d.NICs {
 		devs = append(devs, nic{NIC: n, index: i, files: f.NICs[i], slot: nicSlots.take()})
 	}
+	images := imageFiles{fds: f.Images}
 	for i, disk := range d.allDisks() {
 		if disk.ID == "" {
 			disk.ID = diskID(i)
 		}
-		devs = append(devs, blockDevice{Disk: disk, slot: diskSlots.take()})
+		devs = append(devs, blockDevice{Disk: disk, slot: diskSlots.take(), files: images.take(disk)})
 	}
 	return devs
 }

@@ -68,7 +68,7 @@ func testCases(dir string) []testCase {
 	hostile.Name = `x,process=evil "quoted" ümlaut`
 	hostile.Disks = []Disk{{Path: at(`a,b"c=d\e.raw`), Format: Raw, Serial: "s,drive=x", BootIndex: 1}}
 
-	return []testCase{
+	cases := []testCase{
 		{"bare-tcg", base(TCG), files},
 		{"bare-kvm", base(KVM), files},
 		{"pod-tcg", pod(TCG), podFiles},
@@ -78,6 +78,12 @@ func testCases(dir string) []testCase {
 		{"disks", disks, files},
 		{"hostile-values", hostile, files},
 	}
+	for i := range cases {
+		for n := range cases[i].domain.Images() {
+			cases[i].files.Images = append(cases[i].files.Images, 20+n)
+		}
+	}
+	return cases
 }
 
 func TestArgs(t *testing.T) {
@@ -170,6 +176,7 @@ func TestArgsRefuses(t *testing.T) {
 		{"more_vhosts_than_queues", func(_ *Domain, f *Files) { f.NICs[0].Vhost = []int{8, 9} }, "2 vhost files for 1 queues"},
 		{"files_of_one_nic_missing", func(_ *Domain, f *Files) { f.NICs = nil }, "files of 0 network interfaces were given for 1"},
 		{"too_many_nics", func(d *Domain, _ *Files) { d.NICs = make([]NIC, maxNICs+1) }, "network interfaces are more than"},
+		{"files_of_one_image_missing", func(_ *Domain, f *Files) { f.Images = f.Images[1:] }, "3 image files were given for 4 images"},
 		{"descriptor_not_given", func(_ *Domain, f *Files) { f.QMP = 0 }, "file descriptor 0"},
 		{"descriptor_twice", func(_ *Domain, f *Files) { f.NICs[0].Tap[0] = f.Console }, "given twice"},
 	}
@@ -237,5 +244,5 @@ func validPod() (Domain, Files) {
 		Seed: "/vm/seed.iso",
 		NICs: []NIC{{MAC: "02:00:00:00:00:01"}},
 	}
-	return d, Files{QMP: 3, Events: 4, Console: 5, NICs: []NICFiles{{Tap: []int{6}}}}
+	return d, Files{QMP: 3, Events: 4, Console: 5, NICs: []NICFiles{{Tap: []int{6}}}, Images: []int{20, 21, 22, 23}}
 }

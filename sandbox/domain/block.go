@@ -9,11 +9,46 @@ import (
 // backing too, null included: nothing that an image's header says can open another file.
 type blockDevice struct {
 	Disk
-	slot slot
+	slot  slot
+	files []fdset
+}
+
+// fdset is an image's open file: QEMU knows it by the number of a set that holds it alone, and never by its path.
+type fdset struct{ set, fd int }
+
+func (f fdset) argv() []string {
+	return []string{"-add-fd", option("", prop{"fd", strconv.Itoa(f.fd)}, prop{"set", strconv.Itoa(f.set)})}
+}
+
+// name opens the file in QEMU, by a dup with the access that the file has.
+func (f fdset) name() string { return "/dev/fdset/" + strconv.Itoa(f.set) }
+
+// imageFiles gives out the files of Files.Images in order.
+type imageFiles struct {
+	fds  []int
+	next int
+}
+
+// take returns the files of a disk's own image and of all below it.
+func (i *imageFiles) take(d Disk) []fdset {
+	files := []fdset{i.one()}
+	for b := d.Backing; b != nil; b = b.Backing {
+		files = append(files, i.one())
+	}
+	return files
+}
+
+func (i *imageFiles) one() fdset {
+	i.next++
+	return fdset{set: i.next, fd: i.fds[i.next-1]}
 }
 
 func (b blockDevice) argv() []string {
-	graph, err := json.Marshal(imageNode(b.ID, b.Path, b.Format, b.Backing, b.ReadOnly))
+	var args []string
+	for _, f := range b.files {
+		args = append(args, f.argv()...)
+	}
+	graph, err := json.Marshal(imageNode(b.ID, b.files, b.Format, b.Backing, b.ReadOnly))
 	if err != nil {
 		panic(err) // structs of strings and booleans always marshal
 	}
@@ -26,7 +61,7 @@ func (b blockDevice) argv() []string {
 	if b.BootIndex > 0 {
 		dev = append(dev, prop{"bootindex", strconv.Itoa(b.BootIndex)})
 	}
-	return []string{"-blockdev", string(graph), "-device", option("virtio-blk-pci", dev...)}
+	return append(args, "-blockdev", string(graph), "-device", option("virtio-blk-pci", dev...))
 }
 
 // nodeName is the name of a disk's topmost node; a device and a node may not share one.
@@ -60,18 +95,18 @@ type qcow2Node struct {
 	Backing  any      `json:"backing"`
 }
 
-func imageNode(id, path string, format Format, backing *Backing, readOnly bool) any {
+func imageNode(id string, files []fdset, format Format, backing *Backing, readOnly bool) any {
 	discard := "unmap" // what the guest trims is given back to the host
 	if readOnly {
 		discard = ""
 	}
-	file := fileNode{Driver: "file", NodeName: id + "-file", Filename: path, ReadOnly: readOnly, Discard: discard}
+	file := fileNode{Driver: "file", NodeName: id + "-file", Filename: files[0].name(), ReadOnly: readOnly, Discard: discard}
 	if format == Raw {
 		return rawNode{Driver: Raw, NodeName: nodeName(id), ReadOnly: readOnly, Discard: discard, File: file}
 	}
 	node := qcow2Node{Driver: QCOW2, NodeName: nodeName(id), ReadOnly: readOnly, Discard: discard, File: file}
 	if backing != nil {
-		node.Backing = imageNode(id+"-b", backing.Path, backing.Format, backing.Backing, true)
+		node.Backing = imageNode(id+"-b", files[1:], backing.Format, backing.Backing, true)
 	}
 	return node
 }

@@ -71,6 +71,24 @@ type Backing struct {
 	Backing *Backing `json:"backing,omitempty"`
 }
 
+// Image is a file that QEMU gets open.
+type Image struct {
+	Path     string
+	ReadOnly bool
+}
+
+// Images are all files below the Domain's disks and its seed: each disk's own, then what it lies on.
+func (d Domain) Images() []Image {
+	var images []Image
+	for _, disk := range d.allDisks() {
+		images = append(images, Image{disk.Path, disk.ReadOnly})
+		for b := disk.Backing; b != nil; b = b.Backing {
+			images = append(images, Image{b.Path, true})
+		}
+	}
+	return images
+}
+
 // NIC is a virtio network device on taps that are passed in as files.
 type NIC struct {
 	MAC string `json:"mac"`
@@ -90,6 +108,8 @@ type Files struct {
 	Console int
 	// NICs in the order of Domain.NICs.
 	NICs []NICFiles
+	// Images in the order of Domain.Images, each opened for reading and writing, or only for reading, as Images says.
+	Images []int
 }
 
 // NICFiles are one NIC's taps, one for each queue pair, and its vhost-net files: as many, or none.

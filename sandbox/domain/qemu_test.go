@@ -111,6 +111,17 @@ func startQEMU(t *testing.T, d Domain, more ...string) *runningQEMU {
 		}
 		q.files.NICs = append(q.files.NICs, nf)
 	}
+	for _, image := range d.Images() {
+		flags := os.O_RDWR
+		if image.ReadOnly {
+			flags = os.O_RDONLY
+		}
+		f, err := os.OpenFile(image.Path, flags, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		q.files.Images = append(q.files.Images, give(f))
+	}
 	args, err := d.Args(q.files)
 	if err != nil {
 		t.Fatal(err)
@@ -175,11 +186,8 @@ func (q *runningQEMU) checkBlockNodes(t *testing.T, d Domain) {
 			got = append(got, fmt.Sprintf("%s read-only=%v", n.File, n.RO))
 		}
 	}
-	for _, disk := range d.allDisks() {
-		want = append(want, fmt.Sprintf("%s read-only=%v", disk.Path, disk.ReadOnly))
-		for b := disk.Backing; b != nil; b = b.Backing {
-			want = append(want, b.Path+" read-only=true")
-		}
+	for i, image := range d.Images() {
+		want = append(want, fmt.Sprintf("/dev/fdset/%d read-only=%v", i+1, image.ReadOnly))
 	}
 	slices.Sort(got)
 	slices.Sort(want)

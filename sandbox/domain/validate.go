@@ -49,7 +49,11 @@ func (d Domain) validate(f Files) error {
 	if d.TBSizeMiB < 0 {
 		fault("translation cache of %d MiB is negative", d.TBSizeMiB)
 	}
-	errs = append(errs, d.validateDisks()...)
+	if bad := d.validateDisks(); len(bad) > 0 {
+		errs = append(errs, bad...)
+	} else if got, want := len(f.Images), len(d.Images()); got != want {
+		fault("%d image files were given for %d images", got, want)
+	}
 	errs = append(errs, d.validateNICs(f)...)
 	errs = append(errs, f.validate()...)
 	if len(errs) > 0 {
@@ -147,7 +151,7 @@ func (d Domain) validateNICs(f Files) []error {
 // validate checks that each number can be a file of its own; the first three are the standard streams.
 func (f Files) validate() []error {
 	var errs []error
-	all := []int{f.QMP, f.Events, f.Console}
+	all := append([]int{f.QMP, f.Events, f.Console}, f.Images...)
 	for _, n := range f.NICs {
 		all = append(append(all, n.Tap...), n.Vhost...)
 	}
