@@ -20,6 +20,7 @@ import (
 	"github.com/virtlet/virtlet/e2e/rig"
 	"github.com/virtlet/virtlet/netns"
 	"github.com/virtlet/virtlet/qmp"
+	"github.com/virtlet/virtlet/sandbox/cage"
 	"github.com/virtlet/virtlet/sandbox/disk"
 )
 
@@ -32,7 +33,14 @@ type bare struct {
 	argv     []string
 	dir      string // holds its root disk, seed and network namespace
 	overlay  disk.Overlay
+	images   map[int]openImage // by their descriptors in QEMU
 	tapNetns string
+}
+
+// openImage is a file that QEMU is given open.
+type openImage struct {
+	path  string
+	flags int
 }
 
 // took is how long things took since the start, in a bare run and in one of Virtlet's.
@@ -55,11 +63,9 @@ func copyOf(r *rig.Rig, p *rig.Pod) (*bare, error) {
 	vmDir := filepath.Join(r.StateDir(), "vms", p.VM)
 	line := strings.ReplaceAll(strings.TrimSuffix(string(cmdline), "\x00"), vmDir, b.dir)
 	b.argv = strings.Split(line, "\x00")
-	base := regexp.MustCompile(`"filename":"([^"]*/images/[^"]*)"`).FindStringSubmatch(line)
-	if base == nil {
-		return nil, fmt.Errorf("QEMU's arguments name no image: %q", b.argv)
+	if err := b.readImages(pid, vmDir); err != nil {
+		return nil, err
 	}
-	b.overlay = disk.Overlay{Path: filepath.Join(b.dir, "root.qcow2"), Base: base[1], BaseFormat: "qcow2"}
 	if err := os.Mkdir(b.dir, 0o700); err != nil {
 		return nil, err
 	}
@@ -78,6 +84,40 @@ func copyOf(r *rig.Rig, p *rig.Pod) (*bare, error) {
 }
 
 func (b *bare) close() error { return netns.Remove(b.tapNetns) }
+
+var addedFD = regexp.MustCompile(`^fd=(\d+),set=\d+$`)
+
+// readImages asks the kernel which files a running QEMU was given as disks. Those of its VM are ours to replace.
+func (b *bare) readImages(pid int, vmDir string) error {
+	b.images = map[int]openImage{}
+	for _, arg := range b.argv {
+		m := addedFD.FindStringSubmatch(arg)
+		if m == nil {
+			continue
+		}
+		path, err := os.Readlink(fmt.Sprintf("/proc/%d/fd/%s", pid, m[1]))
+		if err != nil {
+			return err
+		}
+		info, err := os.ReadFile(fmt.Sprintf("/proc/%d/fdinfo/%s", pid, m[1]))
+		if err != nil {
+			return err
+		}
+		var pos, flags int
+		if _, err := fmt.Sscanf(string(info), "pos:\t%d\nflags:\t%o", &pos, &flags); err != nil {
+			return fmt.Errorf("reading how %s is open: %w", path, err)
+		}
+		fd, _ := strconv.Atoi(m[1])
+		b.images[fd] = openImage{strings.Replace(path, vmDir, b.dir, 1), flags & unix.O_ACCMODE}
+		if strings.Contains(path, "/images/") {
+			b.overlay = disk.Overlay{Path: filepath.Join(b.dir, "root.qcow2"), Base: path, BaseFormat: "qcow2"}
+		}
+	}
+	if b.overlay.Base == "" {
+		return fmt.Errorf("QEMU was given no image: %q", b.argv)
+	}
+	return nil
+}
 
 // ends are our ends of what a QEMU holds.
 type ends struct {
@@ -131,6 +171,11 @@ func (b *bare) open() (_ *ends, err error) {
 			e.files[fd] = f
 		}
 	}
+	for fd, image := range b.images {
+		if e.files[fd], err = os.OpenFile(image.path, image.flags, 0); err != nil {
+			return nil, err
+		}
+	}
 	if e.monitor == nil || e.console == nil {
 		return nil, fmt.Errorf("QEMU's arguments name no monitor or no console: %q", b.argv)
 	}
@@ -139,10 +184,10 @@ func (b *bare) open() (_ *ends, err error) {
 
 // extra is the files as os/exec wants them: from descriptor 3 on.
 func (e *ends) extra() ([]*os.File, error) {
-	list := make([]*os.File, len(e.files))
+	list := make([]*os.File, cage.FirstFD-3+len(e.files)) // QEMU's first ones are not used
 	for fd, f := range e.files {
-		if fd < 3 || fd >= 3+len(list) {
-			return nil, fmt.Errorf("descriptor %d is not among the %d from 3 on", fd, len(list))
+		if fd < cage.FirstFD || fd >= 3+len(list) {
+			return nil, fmt.Errorf("descriptor %d is not among the %d from %d on", fd, len(e.files), cage.FirstFD)
 		}
 		list[fd-3] = f
 	}

@@ -24,13 +24,14 @@ type prober struct {
 	conf          Config
 	euid          int
 	status        string // /proc/self/status
+	etc           string // where passwd and its like are
 	tun, vhostNet string
 	host          domain.Host
 }
 
 func newProber(conf Config) prober {
 	return prober{
-		conf: conf, euid: os.Geteuid(), status: "/proc/self/status",
+		conf: conf, euid: os.Geteuid(), status: "/proc/self/status", etc: "/etc",
 		tun: "/dev/net/tun", vhostNet: "/dev/vhost-net",
 	}
 }
@@ -59,6 +60,7 @@ var neededCaps = []struct {
 	{"CAP_SYS_ADMIN", unix.CAP_SYS_ADMIN}, {"CAP_NET_ADMIN", unix.CAP_NET_ADMIN}, {"CAP_NET_RAW", unix.CAP_NET_RAW},
 	{"CAP_KILL", unix.CAP_KILL}, {"CAP_DAC_OVERRIDE", unix.CAP_DAC_OVERRIDE},
 	{"CAP_SETUID", unix.CAP_SETUID}, {"CAP_SETGID", unix.CAP_SETGID}, {"CAP_CHOWN", unix.CAP_CHOWN},
+	{"CAP_SETPCAP", unix.CAP_SETPCAP}, {"CAP_MKNOD", unix.CAP_MKNOD},
 }
 
 func (p prober) rights(context.Context) []checkItem {

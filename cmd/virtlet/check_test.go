@@ -9,6 +9,7 @@ import (
 	"testing"
 
 	"github.com/virtlet/virtlet/sandbox/domain"
+	"github.com/virtlet/virtlet/sandbox/supervisor"
 )
 
 // goodHost is a prober of a made-up host that lacks nothing.
@@ -31,8 +32,10 @@ func goodHost(t *testing.T) prober {
 	conf.QEMUImg, conf.Wrapper = write("qemu-img", "#!/bin/sh\n", 0o700), write("vmwrapper", "#!/bin/sh\n", 0o700)
 	conf.CNIConfDir, conf.CNIBinDirs = filepath.Dir(write("net.d/1.conflist", `{"cniVersion":"1.0.0","name":"n","plugins":[{"type":"plug"}]}`, 0o600)), []string{dir}
 	write("plug", "#!/bin/sh\n", 0o700)
+	write("passwd", "root:x:0:0:root:/root:/bin/bash\nalice:x:1000:1000::/home/alice:/bin/sh\n", 0o600)
+	write("subuid", "alice:100000:65536\n", 0o600)
 	return prober{
-		conf: conf, euid: 0, status: write("status", "Name:\tx\nCapEff:\t000001ffffffffff\n", 0o600),
+		conf: conf, euid: 0, etc: dir, status: write("status", "Name:\tx\nCapEff:\t000001ffffffffff\n", 0o600),
 		tun: write("tun", "", 0o600), vhostNet: write("vhost-net", "", 0o600),
 		host: domain.Host{KVM: write("kvm", "", 0o600), CPUInfo: write("cpuinfo", "flags\t\t: fpu vmx\n", 0o600), Arch: "amd64"},
 	}
@@ -51,6 +54,14 @@ func TestCheck(t *testing.T) {
 		{"not_root", func(p *prober) { p.euid = 1000 }, "rights", stateMissing, "user 1000"},
 		{"root_without_rights", func(p *prober) { _ = os.WriteFile(p.status, []byte("CapEff:\t0000000000000000\n"), 0o600) }, "rights", stateMissing, "CAP_NET_ADMIN"},
 		{"root", func(*prober) {}, "rights", stateOK, "root"},
+		{"users", func(*prober) {}, "vm users", stateOK, "nobody else"},
+		{"users_that_an_account_has", func(p *prober) { p.conf.VMUsers.First = 1000 }, "vm users", stateWarning, `"alice"`},
+		{"users_that_containers_have", func(p *prober) {
+			p.conf.VMUsers = supervisor.UserRange{First: 165535, Last: 165535}
+		}, "vm users", stateWarning, "subuid"},
+		{"users_beside_containers", func(p *prober) {
+			p.conf.VMUsers = supervisor.UserRange{First: 165536, Last: 165536}
+		}, "vm users", stateOK, ""},
 		{"kvm", func(*prober) {}, "accelerator", stateOK, "kvm"},
 		{"no_kvm", func(p *prober) { gone(&p.host.KVM) }, "accelerator", stateWarning, "tcg"},
 		{"tcg_wanted", func(p *prober) { p.conf.Accel = "tcg" }, "accelerator", stateOK, "tcg"},

@@ -86,7 +86,7 @@ func (p *parts) makeMachines(conf Config, host *host) (err error) {
 		StateDir: conf.StateDir, RunDir: conf.RunDir, NetnsDir: conf.NetnsDir,
 		QEMU: host.programs.probe, QEMUImg: conf.QEMUImg, Wrapper: wrapper,
 		Accel: host.accel, AccelWhy: host.why,
-		CgroupDriver: host.driver, DefaultMemory: conf.DefaultMemory,
+		CgroupDriver: host.driver, DefaultMemory: conf.DefaultMemory, Users: conf.VMUsers,
 	}, p.store, network, p.log)
 	return err
 }

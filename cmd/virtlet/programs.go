@@ -8,6 +8,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"sync"
 	"time"
 
@@ -65,6 +66,14 @@ func (p *programs) check(ctx context.Context) error {
 	return nil
 }
 
+// present tells whether all files are there: an upgrade of a library may have changed its name.
+func present(files []string) bool {
+	return !slices.ContainsFunc(files, func(file string) bool {
+		_, err := os.Stat(file)
+		return err != nil
+	})
+}
+
 func (p *programs) probe(ctx context.Context) (domain.QEMU, error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -72,7 +81,7 @@ func (p *programs) probe(ctx context.Context) (domain.QEMU, error) {
 	if found, err := exec.LookPath(p.conf.QEMU); err == nil {
 		now, _ = os.Stat(found)
 	}
-	if now != nil && p.file != nil && os.SameFile(now, p.file) && now.ModTime().Equal(p.file.ModTime()) {
+	if now != nil && p.file != nil && os.SameFile(now, p.file) && now.ModTime().Equal(p.file.ModTime()) && present(p.qemu.Needs) {
 		return p.qemu, p.fault
 	}
 	ctx, cancel := context.WithTimeout(ctx, probeQEMUTimeout)

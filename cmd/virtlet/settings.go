@@ -15,6 +15,7 @@ import (
 	"github.com/virtlet/virtlet/cgroups"
 	"github.com/virtlet/virtlet/runtime/image"
 	"github.com/virtlet/virtlet/sandbox/domain"
+	"github.com/virtlet/virtlet/sandbox/supervisor"
 )
 
 // Config is all that can be set. Its names, meanings and rules are in the table of settings alone.
@@ -32,6 +33,7 @@ type Config struct {
 	Accel                  string
 	CgroupDriver           string
 	DefaultMemory          int64
+	VMUsers                supervisor.UserRange
 
 	ImageMaxSize      int64
 	ImageStallTimeout time.Duration
@@ -45,6 +47,9 @@ type Config struct {
 }
 
 const auto = "auto"
+
+// firstVMUser begins a range that systemd (UIDS-GIDS.md) and the distributions leave alone.
+const firstVMUser = 0x70000000
 
 // The forms of the log.
 const (
@@ -69,6 +74,7 @@ func defaults() Config {
 		Accel:             auto,
 		CgroupDriver:      auto,
 		DefaultMemory:     1 << 30,
+		VMUsers:           supervisor.UserRange{First: firstVMUser, Last: firstVMUser + 1<<16 - 1},
 		ImageMaxSize:      image.DefaultMaxBytes,
 		ImageStallTimeout: image.DefaultStallTimeout,
 		StopTimeout:       10 * time.Second,
@@ -102,6 +108,7 @@ func settings(c *Config) []setting {
 		{"accel", "what runs the guests' code: auto, kvm or tcg", choice(&c.Accel, string(domain.Auto), string(domain.KVM), string(domain.TCG))},
 		{"cgroup-driver", "kubelet's cgroup driver: auto, cgroupfs or systemd", choice(&c.CgroupDriver, auto, string(cgroups.Cgroupfs), string(cgroups.Systemd))},
 		{"default-memory", "`size` of a guest's RAM where the pod has no memory limit", size(&c.DefaultMemory, domain.MinMemory)},
+		{"vm-users", "`range` (first-last) of user numbers that QEMU processes run as, one for each VM; nobody else's", userRange(&c.VMUsers)},
 		{"image-max-size", "largest `size` of an image", size(&c.ImageMaxSize, 1)},
 		{"image-stall-timeout", "a download that brings nothing for so long is given up", duration(&c.ImageStallTimeout)},
 		{"image-plain-http-hosts", "hosts (with or without port) from which images come by plain http", list(&c.ImagePlainHTTP, hostPort)},

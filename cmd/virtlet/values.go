@@ -13,6 +13,7 @@ import (
 	"k8s.io/apimachinery/pkg/api/resource"
 
 	"github.com/virtlet/virtlet/runtime/annotations"
+	"github.com/virtlet/virtlet/sandbox/supervisor"
 )
 
 // value is a setting's value: how it is written, and how it is read and checked.
@@ -111,6 +112,30 @@ func size(to *int64, least int64) pflag.Value {
 		*to = n
 		return nil
 	}, func() string { return resource.NewQuantity(*to, resource.BinarySI).String() }}
+}
+
+// leastUser is the least number that may be a VM's user: below are the system's own (login.defs(5)).
+const leastUser = 1000
+
+// userRange reads "first-last".
+func userRange(to *supervisor.UserRange) pflag.Value {
+	return value{"range", func(s string) error {
+		first, last, _ := strings.Cut(s, "-")
+		from, err := strconv.ParseUint(first, 10, 32)
+		if err == nil {
+			var end uint64
+			if end, err = strconv.ParseUint(last, 10, 32); err == nil && (from < leastUser || end < from || end >= math.MaxUint32) {
+				err = errors.New("out of range")
+			}
+			if err == nil {
+				to.First, to.Last = uint32(from), uint32(end)
+			}
+		}
+		if err != nil {
+			return fmt.Errorf("%q is not a range of user numbers from %d on, such as 2000000-2065535", s, leastUser)
+		}
+		return nil
+	}, func() string { return fmt.Sprintf("%d-%d", to.First, to.Last) }}
 }
 
 // listValue is a list of texts: comma-separated as a flag, which may also be given several times; a sequence in the file.

@@ -34,7 +34,8 @@ type rule struct {
 // The first rule whose folder holds a package is its rule.
 var directions = []rule{
 	{"sandbox/domain", nil, "a machine's definition is pure"},
-	{"sandbox/wrapper", []string{"sandbox/wrapper", "sandbox/domain", "netns", "qmp"}, "vmwrapper is to stay small"},
+	{"sandbox/cage", nil, "a cage knows nothing of what is in it"},
+	{"sandbox/wrapper", []string{"sandbox/wrapper", "sandbox/domain", "sandbox/cage", "netns", "qmp"}, "vmwrapper is to stay small"},
 	{"sandbox", []string{"sandbox", "netns", "cgroups", "qmp"}, "imports run downward only"},
 	{"runtime/cri", []string{"runtime", "sandbox/supervisor", "sandbox/domain", "netns", "cgroups"},
 		"CRI reaches a VM through sandbox/supervisor alone"},

@@ -1,7 +1,6 @@
 package domain
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -10,7 +9,6 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
-	"time"
 )
 
 // Faults of the QEMU installation, recognisable by errors.Is.
@@ -31,6 +29,8 @@ type QEMU struct {
 	// Path is absolute.
 	Path    string `json:"path"`
 	Version [3]int `json:"version"`
+	// Needs are files and folders of the host without which it does not run: libraries, firmware, modules.
+	Needs []string `json:"needs,omitempty"`
 }
 
 // String is the version in the usual notation.
@@ -39,8 +39,8 @@ func (q QEMU) String() string {
 }
 
 // ProbeQEMU finds the program (a path, or a name that is looked up in PATH) and asks for its version. It returns
-// ErrQEMUMissing or ErrQEMUTooOld, wrapped with what to install, or why the program did not answer. Without a
-// deadline in ctx it takes at most 10 seconds.
+// ErrQEMUMissing or ErrQEMUTooOld, wrapped with what to install, or why the program did not answer. Each question to
+// it takes at most 10 seconds.
 func ProbeQEMU(ctx context.Context, path string) (QEMU, error) {
 	found, err := exec.LookPath(path)
 	if err != nil {
@@ -52,25 +52,20 @@ func ProbeQEMU(ctx context.Context, path string) (QEMU, error) {
 	if found, err = filepath.Abs(found); err != nil {
 		return QEMU{}, fmt.Errorf("looking for qemu at %q: %w", path, err)
 	}
-	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
-	defer cancel()
-	cmd := exec.CommandContext(ctx, found, "-version")
-	cmd.WaitDelay = time.Second
-	var stdout, stderr bytes.Buffer
-	cmd.Stdout, cmd.Stderr = &stdout, &stderr
-	if err := cmd.Run(); err != nil {
-		if ctx.Err() != nil {
-			err = context.Cause(ctx)
-		}
-		return QEMU{}, fmt.Errorf("asking %s for its version: %w: %s", found, err, firstLine(stderr.String()))
+	output, err := ask(ctx, found, "-version")
+	if err != nil {
+		return QEMU{}, fmt.Errorf("asking %s for its version: %w", found, err)
 	}
-	version, err := parseVersion(stdout.String())
+	version, err := parseVersion(output)
 	if err != nil {
 		return QEMU{}, fmt.Errorf("asking %s for its version: %w", found, err)
 	}
 	q := QEMU{Path: found, Version: version}
 	if version[0] < minMajor || version[0] == minMajor && version[1] < minMinor {
 		return q, fmt.Errorf("%s is version %s: %w; %s", found, q, ErrQEMUTooOld, installHint)
+	}
+	if q.Needs, err = qemuNeeds(ctx, found); err != nil {
+		return q, fmt.Errorf("preparing a cage for qemu: %w", err)
 	}
 	return q, nil
 }

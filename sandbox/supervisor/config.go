@@ -33,6 +33,8 @@ type Config struct {
 	AccelWhy string
 	// CgroupDriver of kubelet.
 	CgroupDriver cgroups.Driver
+	// Users are what QEMU processes run as, one for each VM.
+	Users UserRange
 	// DefaultMemory is a guest's RAM in bytes where the pod gives no limit.
 	DefaultMemory int64
 }
@@ -64,6 +66,8 @@ type Supervisor struct {
 	vms   map[string]*vm
 	names map[string]string // pod name key → pod id
 
+	users *users
+
 	events  broadcaster
 	network networkProbe
 
@@ -88,6 +92,7 @@ func New(cfg Config, store Store, network Network, log *logrus.Entry) (*Supervis
 	return &Supervisor{
 		cfg: cfg, store: store, cni: network, log: log, bootID: boot,
 		pods: map[string]*pod{}, vms: map[string]*vm{}, names: map[string]string{},
+		users:   newUsers(cfg.Users),
 		network: networkProbe{turn: make(chan struct{}, 1)},
 		life:    life, close: cancel,
 	}, nil

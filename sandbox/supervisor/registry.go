@@ -179,6 +179,9 @@ func (s *Supervisor) addVM(v *vm) {
 func (s *Supervisor) forgetVM(id string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if v := s.vms[id]; v != nil {
+		s.users.free(v.rec.Load().UID, id)
+	}
 	delete(s.vms, id)
 }
 

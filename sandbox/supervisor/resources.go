@@ -64,7 +64,7 @@ func (c Config) newDomain(id string, p Pod, s VMSpec) (domain.Domain, error) {
 		return domain.Domain{}, fmt.Errorf("%w: %d vCPUs: at most %d", ErrInvalid, s.VCPUs, domain.MaxCPUs)
 	}
 	d := domain.Domain{
-		ID: id, Name: "virtlet-" + id[:12] + "-" + p.Spec.Name, UUID: machineUUID(id),
+		ID: id, Name: "virtlet-" + id + "-" + p.Spec.Name, UUID: machineUUID(id),
 		Accel: c.Accel, CPUs: vcpus(s.VCPUs, s.Resources), MemoryBytes: ram,
 		Disks: []domain.Disk{{
 			ID: "root", Path: c.rootDisk(id), Format: domain.QCOW2, BootIndex: 1, Serial: "root",

@@ -158,17 +158,19 @@ type Process struct {
 
 // VM is a pod's machine: its record and, at the same time, the immutable snapshot that readers get.
 type VM struct {
-	ID         string        `json:"id"`
-	PodID      string        `json:"podID"`
-	Spec       VMSpec        `json:"spec"`
-	State      VMState       `json:"state"`
-	Domain     domain.Domain `json:"domain"`
-	CreatedAt  time.Time     `json:"createdAt"`
-	StartedAt  time.Time     `json:"startedAt,omitzero"`
-	FinishedAt time.Time     `json:"finishedAt,omitzero"`
-	ExitCode   int32         `json:"exitCode,omitempty"`
-	Reason     string        `json:"reason,omitempty"`
-	Message    string        `json:"message,omitempty"`
+	ID     string        `json:"id"`
+	PodID  string        `json:"podID"`
+	Spec   VMSpec        `json:"spec"`
+	State  VMState       `json:"state"`
+	Domain domain.Domain `json:"domain"`
+	// UID is the user, and the group, that its QEMU runs as.
+	UID        uint32    `json:"uid"`
+	CreatedAt  time.Time `json:"createdAt"`
+	StartedAt  time.Time `json:"startedAt,omitzero"`
+	FinishedAt time.Time `json:"finishedAt,omitzero"`
+	ExitCode   int32     `json:"exitCode,omitempty"`
+	Reason     string    `json:"reason,omitempty"`
+	Message    string    `json:"message,omitempty"`
 	// Limits that are in force on the VM's cgroup (memory includes QEMU's overhead).
 	Limits  cgroups.Limits `json:"limits"`
 	Wrapper Process        `json:"wrapper,omitzero"`

@@ -29,8 +29,11 @@ type Job struct {
 	VMID    string `json:"vmID"`
 	PodID   string `json:"podID"`
 	PodName string `json:"podName"`
-	// QEMU is the absolute path of the binary.
-	QEMU   string        `json:"qemu"`
+	// QEMU is the absolute path of the binary, QEMUNeeds what it needs of the host to run (domain.QEMU.Needs).
+	QEMU      string   `json:"qemu"`
+	QEMUNeeds []string `json:"qemuNeeds,omitempty"`
+	// UID is the user and the group that QEMU runs as; no other VM of the host has it.
+	UID    uint32        `json:"uid"`
 	Domain domain.Domain `json:"domain"`
 	// Netns is the path of the pod's network namespace. vmwrapper and QEMU run inside it; empty means the daemon's own.
 	Netns string `json:"netns,omitempty"`
@@ -92,6 +95,9 @@ func (j Job) validate() error {
 	fault := func(format string, args ...any) { faults = append(faults, fmt.Errorf(format, args...)) }
 	if j.VMID == "" {
 		fault("vmID is empty")
+	}
+	if j.UID == 0 {
+		fault("uid is that of root")
 	}
 	for _, p := range []struct {
 		what, path string

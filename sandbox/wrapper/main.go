@@ -13,6 +13,8 @@ import (
 	"syscall"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/virtlet/virtlet/sandbox/cage"
 )
 
 const usage = `vmwrapper keeps one virtual machine of Virtlet: its QEMU process, console, log and exit record.
@@ -21,6 +23,9 @@ The virtlet daemon starts it with a job on descriptor 3 and a pipe for the answe
 // Main is the body of the vmwrapper binary and returns its exit code: 0 when the VM has run and its end is recorded, 1
 // when not, 2 when it was not started by a daemon.
 func Main() int {
+	if os.Args[0] == cage.StageName {
+		cage.Enter()
+	}
 	// QEMU is tied to the life of the thread that forks it: this one, which ends with the process.
 	runtime.LockOSThread()
 	if !isPipe(jobFD) || !isPipe(readyFD) {

@@ -11,9 +11,8 @@ import (
 // somebody must tell.
 const wrapperOOMScore = -1000
 
-// setOOMScore sets a process's oom_score_adj; "self" is the caller.
-func setOOMScore(process string, score int) error {
-	return os.WriteFile("/proc/"+process+"/oom_score_adj", []byte(strconv.Itoa(score)), 0)
+func lowerOOMScore() error {
+	return os.WriteFile("/proc/self/oom_score_adj", []byte(strconv.Itoa(wrapperOOMScore)), 0)
 }
 
 // oomKills reads the count of OOM kills from a cgroup file (v2 memory.events, v1 memory.oom_control); 0 where it does

@@ -5,28 +5,28 @@ import (
 	"net"
 	"os"
 	"os/exec"
-	"path/filepath"
-	"syscall"
 
 	"golang.org/x/sys/unix"
 
+	"github.com/virtlet/virtlet/sandbox/cage"
 	"github.com/virtlet/virtlet/sandbox/domain"
 )
 
 // qemu is the child and our ends of what it holds.
 type qemu struct {
 	cmd     *exec.Cmd
+	pid     int // as the daemon knows it
 	stderr  *stderrTail
 	events  net.Conn // a QMP monitor
 	console net.Conn // the first serial port
 }
 
-// passed collects files for a child, which has them from descriptor 3 on, in order.
+// passed collects files for a caged child, which has them in order.
 type passed struct{ files []*os.File }
 
 func (p *passed) add(f *os.File) int {
 	p.files = append(p.files, f)
-	return 2 + len(p.files)
+	return cage.FirstFD + len(p.files) - 1
 }
 
 func (p *passed) addAll(files []*os.File) []int {
@@ -76,6 +76,14 @@ func startQEMU(job Job, nw *network) (_ *qemu, err error) {
 	for _, j := range nw.joins {
 		files.NICs = append(files.NICs, domain.NICFiles{Tap: give.addAll(j.TapFiles()), Vhost: give.addAll(j.VhostFiles())})
 	}
+	for _, image := range job.Domain.Images() {
+		f, err := openImage(image)
+		if err != nil {
+			return nil, err
+		}
+		ours = append(ours, f)
+		files.Images = append(files.Images, give.add(f))
+	}
 	args, err := job.Domain.Args(files)
 	if err != nil {
 		return nil, err
@@ -90,20 +98,42 @@ func startQEMU(job Job, nw *network) (_ *qemu, err error) {
 		errR.Close()
 		return nil, err
 	}
-	q.cmd = &exec.Cmd{
-		Path:        job.QEMU,
-		Args:        append([]string{filepath.Base(job.QEMU)}, args...),
-		Env:         []string{},
-		Dir:         "/",
-		Stdout:      errW,
-		Stderr:      errW,
-		ExtraFiles:  give.files,
-		SysProcAttr: &syscall.SysProcAttr{Setsid: true, Pdeathsig: syscall.SIGKILL},
-	}
-	if err := q.cmd.Start(); err != nil {
+	caged, err := cage.Start("/proc/self/exe", cageSpec(job, args), errW, errW, give.files)
+	if err != nil {
 		return nil, fmt.Errorf("starting qemu: %w", err)
 	}
+	q.cmd, q.pid = caged.Cmd, caged.PID
 	return q, nil
+}
+
+// openImage opens a disk's file for QEMU, which has no right to any path of it.
+func openImage(image domain.Image) (*os.File, error) {
+	flags := unix.O_RDWR
+	if image.ReadOnly {
+		flags = unix.O_RDONLY
+	}
+	// Blocking, as QEMU expects a file; a link in the last place is not ours.
+	fd, err := unix.Open(image.Path, flags|unix.O_CLOEXEC|unix.O_NOFOLLOW, 0)
+	if err != nil {
+		return nil, fmt.Errorf("opening the disk %s: %w", image.Path, err)
+	}
+	return os.NewFile(uintptr(fd), image.Path), nil
+}
+
+// maxOpenFiles is more than a machine with every disk, queue and vCPU holds.
+const maxOpenFiles = 4096
+
+// cageSpec is QEMU's cage: its program, libraries and firmware, and the devices that it opens by name.
+func cageSpec(job Job, args []string) cage.Spec {
+	devices := []cage.Device{cage.Null, cage.Urandom}
+	if job.Domain.Accel == domain.KVM {
+		devices = append(devices, cage.KVM)
+	}
+	return cage.Spec{
+		Program: job.QEMU, Args: args, UID: job.UID, GID: job.UID,
+		Files: job.QEMUNeeds, Devices: devices, Base: job.RunDir,
+		Limits: cage.Limits{OpenFiles: maxOpenFiles}, OOMScoreAdj: job.OOMScoreAdj,
+	}
 }
 
 func (q *qemu) closeEnds() {

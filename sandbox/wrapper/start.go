@@ -157,7 +157,8 @@ func spawn(binary string, job Job) (_ *process, err error) {
 		Env:         []string{"GOMAXPROCS=1", "GOGC=25"},
 		Stderr:      stderr,
 		ExtraFiles:  []*os.File{jobFD - 3: jobR, readyFD - 3: readyW},
-		SysProcAttr: &syscall.SysProcAttr{Setsid: true, PidFD: &pidfd},
+		// The first process of a pid namespace: QEMU sees nobody else, and cannot outlive it.
+		SysProcAttr: &syscall.SysProcAttr{Setsid: true, PidFD: &pidfd, Cloneflags: unix.CLONE_NEWPID},
 	}
 	if err := netns.Do(job.Netns, p.cmd.Start); err != nil {
 		p.closePipes()

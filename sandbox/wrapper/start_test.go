@@ -11,16 +11,31 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/virtlet/virtlet/sandbox/domain"
 )
 
 // script makes an executable that runs a shell script. It has no PATH.
 func script(t *testing.T, text string) string {
 	t.Helper()
 	path := filepath.Join(t.TempDir(), "script")
-	if err := os.WriteFile(path, []byte("#!/bin/sh\n"+text+"\n"), 0o700); err != nil {
+	if err := os.WriteFile(path, []byte("#!/bin/sh\n"+text+"\n"), 0o755); err != nil {
 		t.Fatal(err)
 	}
 	return path
+}
+
+// playQEMU makes a script the job's QEMU. In its cage it has a shell and sleep.
+func playQEMU(t *testing.T, j *Job, text string) {
+	t.Helper()
+	j.QEMU, j.QEMUNeeds = script(t, text), nil
+	for _, program := range []string{"/bin/sh", "/bin/sleep"} {
+		libs, err := domain.Libraries(t.Context(), program)
+		if err != nil {
+			t.Fatal(err)
+		}
+		j.QEMUNeeds = append(append(j.QEMUNeeds, program), libs...)
+	}
 }
 
 func TestStartFails(t *testing.T) {
@@ -37,7 +52,19 @@ func TestStartFails(t *testing.T) {
 		{
 			name:   "QEMU is missing",
 			change: func(_ *testing.T, j *Job) { j.QEMU = "/nowhere/qemu-system-x86_64" },
-			want:   "starting qemu: fork/exec /nowhere/qemu-system-x86_64: no such file or directory",
+			want:   "starting qemu: caging /nowhere/qemu-system-x86_64: a file for the cage: stat /nowhere/qemu-system-x86_64: no such file or directory",
+		}, {
+			name:   "QEMU may not be run by its user",
+			change: func(t *testing.T, j *Job) { playQEMU(t, j, "exit 0"); os.Chmod(j.QEMU, 0o700) },
+			want:   "must be able to read and run it",
+		}, {
+			name:   "a library of QEMU's is missing",
+			change: func(_ *testing.T, j *Job) { j.QEMUNeeds = append(j.QEMUNeeds, "/nowhere/libz.so") },
+			want:   "a file for the cage: stat /nowhere/libz.so: no such file or directory",
+		}, {
+			name:   "QEMU would be root",
+			change: func(_ *testing.T, j *Job) { j.UID = 0 },
+			want:   "uid is that of root",
 		}, {
 			name:   "QEMU rejects an argument",
 			change: func(_ *testing.T, j *Job) { j.Domain.CPUModel = "abacus" },
@@ -45,22 +72,22 @@ func TestStartFails(t *testing.T) {
 		}, {
 			name:   "the disk is missing",
 			change: func(_ *testing.T, j *Job) { j.Domain.Disks[0].Path = "/nowhere/disk.raw" },
-			want:   "Could not open '/nowhere/disk.raw': No such file or directory",
+			want:   "opening the disk /nowhere/disk.raw: no such file or directory",
 		}, {
 			name:   "the domain is faulty",
 			change: func(_ *testing.T, j *Job) { j.Domain.CPUs = 0 },
 			want:   "0 CPUs are not between",
 		}, {
 			name:   "QEMU ends at once",
-			change: func(t *testing.T, j *Job) { j.QEMU = script(t, "echo out of luck >&2; exit 3") },
+			change: func(t *testing.T, j *Job) { playQEMU(t, j, "echo out of luck >&2; exit 3") },
 			want:   "qemu ended before it was ready: exit status 3: out of luck",
 		}, {
 			name:   "QEMU talks no QMP",
-			change: func(t *testing.T, j *Job) { j.QEMU = script(t, "echo hello >&4; exec /bin/sleep 1000") },
+			change: func(t *testing.T, j *Job) { playQEMU(t, j, "echo hello >&6; exec /bin/sleep 1000") },
 			want:   "waiting for the qmp greeting",
 		}, {
 			name:    "QEMU hangs until the caller loses patience",
-			change:  func(t *testing.T, j *Job) { j.QEMU = script(t, "exec /bin/sleep 1000") },
+			change:  func(t *testing.T, j *Job) { playQEMU(t, j, "exec /bin/sleep 1000") },
 			timeout: time.Second,
 			want:    "deadline exceeded",
 			is:      context.DeadlineExceeded,

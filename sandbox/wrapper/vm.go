@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"os"
 	"runtime/debug"
-	"strconv"
 	"strings"
 	"syscall"
 	"time"
@@ -14,6 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/virtlet/virtlet/qmp"
+	"github.com/virtlet/virtlet/sandbox/cage"
 )
 
 const (
@@ -32,6 +32,7 @@ const (
 // vm is one machine from start to exit record.
 type vm struct {
 	job       Job
+	pid       int // our own, as the daemon knows it
 	qemu      *qemu
 	log       *logFile
 	console   *console
@@ -51,9 +52,12 @@ func run(ctx context.Context, job Job, ready func(Ready)) (err error) {
 	}
 	defer claim.Close()
 	v := &vm{job: job, recorded: make(chan struct{})}
+	if v.pid, err = cage.HostPID(); err != nil {
+		return err
+	}
 	killsBefore := oomKills(job.OOMEventsFile)
 	// Lowering takes CAP_SYS_RESOURCE, which is not everywhere to be had.
-	_ = setOOMScore("self", wrapperOOMScore)
+	_ = lowerOOMScore()
 
 	if v.log, err = openLogFile(job.Log.Path); err != nil {
 		return err
@@ -88,9 +92,6 @@ func run(ctx context.Context, job Job, ready func(Ready)) (err error) {
 	}
 	v.startedAt = time.Now()
 	nw.release()
-	if err := setOOMScore(strconv.Itoa(v.qemu.cmd.Process.Pid), job.OOMScoreAdj); err != nil {
-		complain("setting the OOM score of QEMU: %v", err)
-	}
 	v.console = startConsole(v.qemu.console, v.log)
 	ctl := &control{listener: listener, vm: v}
 	go ctl.serve()
@@ -160,7 +161,7 @@ func (v *vm) attend(ctx context.Context, ready func(Ready), answered chan<- erro
 		v.events.run(monitor.Subscribe().C())
 	}()
 	answered <- nil
-	ready(Ready{QEMUPID: v.qemu.cmd.Process.Pid})
+	ready(Ready{QEMUPID: v.qemu.pid})
 	// What the start needed is garbage now, and nothing later will need as much.
 	debug.FreeOSMemory()
 	select {
@@ -249,8 +250,8 @@ func (v *vm) status() Status {
 	_, panicked := v.events.verdict()
 	stats := v.log.statistics()
 	return Status{
-		WrapperPID: os.Getpid(),
-		QEMUPID:    v.qemu.cmd.Process.Pid,
+		WrapperPID: v.pid,
+		QEMUPID:    v.qemu.pid,
 		StartedAt:  v.startedAt,
 		Panicked:   panicked,
 		Events:     v.events.events(keptEvents),

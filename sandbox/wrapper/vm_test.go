@@ -16,6 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/virtlet/virtlet/qmp"
+	"github.com/virtlet/virtlet/sandbox/cage"
 )
 
 func TestStart(t *testing.T) {
@@ -34,7 +35,7 @@ func TestStart(t *testing.T) {
 				t.Errorf("descriptor %s is %s", fd.Name(), to)
 			}
 			// The listener, two socket pairs; stdout and stderr.
-			if n, _ := strconv.Atoi(fd.Name()); strings.HasPrefix(to, "socket:") && n > 5 {
+			if n, _ := strconv.Atoi(fd.Name()); strings.HasPrefix(to, "socket:") && n > cage.FirstFD+2 {
 				t.Errorf("descriptor %s is an additional socket %s", fd.Name(), to)
 			}
 			if strings.HasPrefix(to, "pipe:") && fd.Name() != "1" && fd.Name() != "2" {

@@ -1,0 +1,117 @@
+package cage
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"runtime"
+	"strconv"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+)
+
+// exitStage is the exit code of a stage that did not become the program.
+const exitStage = 125
+
+// Enter plays the stage: it builds the cage that Start asks for on descriptor 3 and becomes the program. It does not return.
+func Enter() {
+	// Capabilities, no_new_privs and the parent's death signal belong to a thread: to the one that execs.
+	runtime.LockOSThread()
+	unix.CloseOnExec(specFD)
+	unix.CloseOnExec(statusFD)
+	err := enter()
+	// Whoever should read it may have died: then there is nobody to tell.
+	_ = tell(status{Error: err.Error()})
+	os.Exit(exitStage)
+}
+
+// enter returns only with an error.
+func enter() error {
+	var spec Spec
+	if err := json.NewDecoder(os.NewFile(specFD, "specification")).Decode(&spec); err != nil {
+		return fmt.Errorf("reading what to do: %w", err)
+	}
+	if err := spec.validate(); err != nil {
+		return err
+	}
+	pid, err := HostPID()
+	if err != nil {
+		return err
+	}
+	if err := tell(status{PID: pid}); err != nil {
+		return err
+	}
+	unix.Umask(0o022)
+	if err := spec.setOOMScore(); err != nil {
+		return err
+	}
+	// The node's name is none of the program's business.
+	if err := unix.Sethostname([]byte(filepath.Base(spec.Program))); err != nil {
+		return fmt.Errorf("naming the host in the cage: %w", err)
+	}
+	if err := spec.changeRoot(); err != nil {
+		return err
+	}
+	if err := spec.dropRights(); err != nil {
+		return err
+	}
+	if err := outlived(); err != nil {
+		return err
+	}
+	// Last, because it binds us too.
+	if err := spec.Limits.set(); err != nil {
+		return err
+	}
+	err = syscall.Exec(spec.Program, append([]string{spec.Program}, spec.Args...), spec.Env)
+	if errors.Is(err, unix.EACCES) {
+		err = fmt.Errorf("%w (user %d must be able to read and run it)", err, spec.UID)
+	}
+	return fmt.Errorf("executing it: %w", err)
+}
+
+func tell(s status) error {
+	line, err := json.Marshal(s)
+	if err != nil {
+		return err
+	}
+	_, err = unix.Write(statusFD, append(line, '\n'))
+	return err
+}
+
+// HostPID is our own id as the mounted /proc counts: that of the host, not of the pid namespace that we are in.
+func HostPID() (int, error) {
+	name, err := os.Readlink("/proc/self")
+	if err != nil {
+		return 0, fmt.Errorf("looking for our own process (is /proc mounted?): %w", err)
+	}
+	return strconv.Atoi(name)
+}
+
+func (s Spec) setOOMScore() error {
+	if s.OOMScoreAdj == 0 {
+		return nil
+	}
+	if err := os.WriteFile("/proc/self/oom_score_adj", []byte(strconv.Itoa(s.OOMScoreAdj)), 0); err != nil {
+		return fmt.Errorf("setting the OOM score: %w", err)
+	}
+	return nil
+}
+
+// outlived is an error when Start's process has died: the change of user has cleared the death signal that the fork set,
+// and the new one comes too late for a death in between.
+func outlived() error {
+	if err := unix.Prctl(unix.PR_SET_PDEATHSIG, uintptr(unix.SIGKILL), 0, 0, 0); err != nil {
+		return fmt.Errorf("tying the program to its parent: %w", err)
+	}
+	fds := []unix.PollFd{{Fd: specFD}}
+	if _, err := unix.Poll(fds, 0); err != nil && !errors.Is(err, unix.EINTR) {
+		return fmt.Errorf("looking whether the parent lives: %w", err)
+	}
+	if fds[0].Revents&unix.POLLHUP != 0 {
+		return errors.New("the parent has died")
+	}
+	return nil
+}
