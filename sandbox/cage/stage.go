@@ -61,8 +61,11 @@ func enter() error {
 	if err := outlived(); err != nil {
 		return err
 	}
-	// Last, because it binds us too.
+	// Last, because they bind us too.
 	if err := spec.Limits.set(); err != nil {
+		return err
+	}
+	if err := filterCalls(); err != nil {
 		return err
 	}
 	err = syscall.Exec(spec.Program, append([]string{spec.Program}, spec.Args...), spec.Env)

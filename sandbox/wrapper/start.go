@@ -154,9 +154,9 @@ func spawn(binary string, job Job) (_ *process, err error) {
 		Args: []string{"vmwrapper", job.VMID},
 		Dir:  "/",
 		// One P and a small heap from the first instruction on: knobs of the Go runtime, not of the job.
-		Env:         []string{"GOMAXPROCS=1", "GOGC=25"},
-		Stderr:      stderr,
-		ExtraFiles:  []*os.File{jobFD - 3: jobR, readyFD - 3: readyW},
+		Env:        []string{"GOMAXPROCS=1", "GOGC=25"},
+		Stderr:     stderr,
+		ExtraFiles: []*os.File{jobFD - 3: jobR, readyFD - 3: readyW},
 		// The first process of a pid namespace: QEMU sees nobody else, and cannot outlive it.
 		SysProcAttr: &syscall.SysProcAttr{Setsid: true, PidFD: &pidfd, Cloneflags: unix.CLONE_NEWPID},
 	}
