@@ -108,7 +108,7 @@ func settings(c *Config) []setting {
 		{"accel", "what runs the guests' code: auto, kvm or tcg", choice(&c.Accel, string(domain.Auto), string(domain.KVM), string(domain.TCG))},
 		{"cgroup-driver", "kubelet's cgroup driver: auto, cgroupfs or systemd", choice(&c.CgroupDriver, auto, string(cgroups.Cgroupfs), string(cgroups.Systemd))},
 		{"default-memory", "`size` of a guest's RAM where the pod has no memory limit", size(&c.DefaultMemory, domain.MinMemory)},
-		{"vm-users", "`range` (first-last) of user numbers that QEMU processes run as, one for each VM; nobody else's", userRange(&c.VMUsers)},
+		{"vm-users", "`range` (first-last) of user numbers that QEMU and vmwrapper run as, two for each VM; nobody else's", userRange(&c.VMUsers)},
 		{"image-max-size", "largest `size` of an image", size(&c.ImageMaxSize, 1)},
 		{"image-stall-timeout", "a download that brings nothing for so long is given up", duration(&c.ImageStallTimeout)},
 		{"image-plain-http-hosts", "hosts (with or without port) from which images come by plain http", list(&c.ImagePlainHTTP, hostPort)},

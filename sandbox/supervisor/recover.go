@@ -78,8 +78,8 @@ func (s *Supervisor) adoptRecords(pods []Pod, vms []VM) (whole bool) {
 			continue
 		}
 		s.vms[rec.ID] = newVM(p, rec)
-		if !s.users.keep(rec.UID, rec.ID) {
-			s.log.WithField("vm", rec.ID).WithField("user", rec.UID).Error("this VM's user is that of another VM, too")
+		if !s.users.keep(rec.ID, rec.UID, rec.WrapperUID) {
+			s.log.WithField("vm", rec.ID).Error("a user of this VM is that of another VM, too")
 		}
 		p.delivered.Store(true) // somebody knew the pod's id
 	}

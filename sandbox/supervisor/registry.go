@@ -180,7 +180,7 @@ func (s *Supervisor) forgetVM(id string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if v := s.vms[id]; v != nil {
-		s.users.free(v.rec.Load().UID, id)
+		s.users.free(id, v.rec.Load().UID, v.rec.Load().WrapperUID)
 	}
 	delete(s.vms, id)
 }

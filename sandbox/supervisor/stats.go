@@ -136,7 +136,7 @@ func (s *Supervisor) ReopenLog(ctx context.Context, id string) error {
 	if err != nil {
 		return err
 	}
-	if err := wrapper.ReopenLog(ctx, s.cfg.vmRunDir(v.id())); err != nil {
+	if err := wrapper.ReopenLog(ctx, s.cfg.vmRunDir(v.id()), v.rec.Load().Spec.Container.LogPath); err != nil {
 		return fmt.Errorf("VM %s: %w", id, err)
 	}
 	return nil

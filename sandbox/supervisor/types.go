@@ -163,8 +163,9 @@ type VM struct {
 	Spec   VMSpec        `json:"spec"`
 	State  VMState       `json:"state"`
 	Domain domain.Domain `json:"domain"`
-	// UID is the user, and the group, that its QEMU runs as.
+	// UID is the user, and the group, that its QEMU runs as, WrapperUID those of its vmwrapper.
 	UID        uint32    `json:"uid"`
+	WrapperUID uint32    `json:"wrapperUID"`
 	CreatedAt  time.Time `json:"createdAt"`
 	StartedAt  time.Time `json:"startedAt,omitzero"`
 	FinishedAt time.Time `json:"finishedAt,omitzero"`

@@ -6,14 +6,14 @@ import (
 	"sync"
 )
 
-// UserRange is the users (and groups of the same numbers) of the host that QEMU processes run as, both ends included. They
-// must be nobody else's.
+// UserRange is the users (and groups of the same numbers) of the host that QEMU and vmwrapper processes run as, both ends
+// included. They must be nobody else's.
 type UserRange struct{ First, Last uint32 }
 
 // size is the number of users.
 func (r UserRange) size() uint64 { return uint64(r.Last) - uint64(r.First) + 1 }
 
-// users gives each VM a user of its own, for as long as the VM has a record. One that was given back comes last again, so
+// users gives each VM two users of its own, for as long as the VM has a record. One that was given back comes last again, so
 // that nothing which a VM may have left behind soon belongs to another.
 type users struct {
 	all UserRange
@@ -28,36 +28,47 @@ func newUsers(all UserRange) *users {
 	return &users{all: all, taken: map[uint32]string{}, next: rand.Uint64N(all.size())}
 }
 
-func (u *users) take(vm string) (uint32, error) {
+// takePair gives a VM a user for its QEMU and one for its vmwrapper.
+func (u *users) takePair(vm string) (qemu, wrapper uint32, err error) {
 	u.mu.Lock()
 	defer u.mu.Unlock()
+	var pair []uint32
 	for range u.all.size() {
 		uid := u.all.First + uint32(u.next)
 		u.next = (u.next + 1) % u.all.size()
-		if _, taken := u.taken[uid]; !taken {
-			u.taken[uid] = vm
-			return uid, nil
+		if _, taken := u.taken[uid]; taken {
+			continue
+		}
+		if pair = append(pair, uid); len(pair) == 2 {
+			u.taken[pair[0]], u.taken[pair[1]] = vm, vm
+			return pair[0], pair[1], nil
 		}
 	}
-	return 0, fmt.Errorf("%w: all %d users for QEMU are taken by VMs: remove some, or widen `vm-users`", ErrHost, u.all.size())
+	return 0, 0, fmt.Errorf("%w: the %d users for VMs are taken, two by each: remove some VMs, or widen `vm-users`", ErrHost, u.all.size())
 }
 
-// keep notes a user that a record names, in the range or not. It is false when another VM has it.
-func (u *users) keep(uid uint32, vm string) bool {
+// keep notes the users that a record names, in the range or not. It is false when another VM has one of them.
+func (u *users) keep(vm string, uids ...uint32) bool {
 	u.mu.Lock()
 	defer u.mu.Unlock()
-	if other, taken := u.taken[uid]; taken && other != vm {
-		return false
+	free := true
+	for _, uid := range uids {
+		if other, taken := u.taken[uid]; taken && other != vm {
+			free = false
+			continue
+		}
+		u.taken[uid] = vm
 	}
-	u.taken[uid] = vm
-	return true
+	return free
 }
 
-// free gives back the user of a VM whose record is gone.
-func (u *users) free(uid uint32, vm string) {
+// free gives back the users of a VM whose record is gone.
+func (u *users) free(vm string, uids ...uint32) {
 	u.mu.Lock()
 	defer u.mu.Unlock()
-	if u.taken[uid] == vm {
-		delete(u.taken, uid)
+	for _, uid := range uids {
+		if u.taken[uid] == vm {
+			delete(u.taken, uid)
+		}
 	}
 }

@@ -58,12 +58,12 @@ func (s *Supervisor) createVM(ctx context.Context, p *pod, spec VMSpec) (*vm, er
 	if err != nil {
 		return nil, err
 	}
-	uid, err := s.users.take(id)
+	uid, wrapperUID, err := s.users.takePair(id)
 	if err != nil {
 		return nil, err
 	}
 	v := newVM(p, VM{
-		ID: id, PodID: rec.ID, Spec: spec, State: VMCreating, Domain: def, UID: uid,
+		ID: id, PodID: rec.ID, Spec: spec, State: VMCreating, Domain: def, UID: uid, WrapperUID: wrapperUID,
 		CreatedAt: time.Now(), Limits: hostLimits(spec.Resources, def),
 	})
 	var undo revert

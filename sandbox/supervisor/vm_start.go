@@ -165,7 +165,7 @@ func (s *Supervisor) job(ctx context.Context, v *vm, group *cgroups.Group) (wrap
 	}
 	return wrapper.Job{
 		VMID: rec.ID, PodID: pod.ID, PodName: podName(pod.Spec),
-		QEMU: qemu.Path, QEMUNeeds: qemu.Needs, UID: rec.UID, Domain: rec.Domain,
+		QEMU: qemu.Path, QEMUNeeds: qemu.Needs, UID: rec.UID, WrapperUID: rec.WrapperUID, Domain: rec.Domain,
 		Netns: pod.Netns, Links: podLinks(*pod), Taps: taps(*pod), DNS: pod.Network.DNS, Hostname: hostname(pod.Spec),
 		Log:           wrapper.LogSpec{Path: rec.Spec.Container.LogPath},
 		RunDir:        s.cfg.vmRunDir(rec.ID),

@@ -8,7 +8,10 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"os"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // requestTimeout bounds a control request whose context has no deadline.
@@ -66,10 +69,19 @@ func Query(ctx context.Context, runDir string) (Status, error) {
 	return *r.Status, nil
 }
 
-// ReopenLog makes vmwrapper open its log path anew, after the log was renamed. When it returns nil the new file exists
-// and nothing more is written to the old one; on an error the old one stays in use.
-func ReopenLog(ctx context.Context, runDir string) error {
-	conn, _, err := call(ctx, runDir, opReopen)
+// ReopenLog opens the log's path anew, after the log was renamed, and gives vmwrapper, which has no right to it, the file.
+// When it returns nil the new file exists and nothing more is written to the old one; on an error the old one stays in
+// use.
+func ReopenLog(ctx context.Context, runDir, path string) error {
+	if path == "" {
+		return fmt.Errorf("reopening the log: %w", errNoLog)
+	}
+	f, err := openAppend(path)
+	if err != nil {
+		return fmt.Errorf("reopening the log: %w", err)
+	}
+	defer f.Close()
+	conn, _, err := call(ctx, runDir, opReopen, f)
 	if err != nil {
 		return fmt.Errorf("reopening the log: %w", err)
 	}
@@ -88,8 +100,9 @@ func Attach(ctx context.Context, runDir string) (net.Conn, error) {
 	return conn, nil
 }
 
-// call sends one request and reads its reply, no byte more. The connection has no deadline afterwards.
-func call(ctx context.Context, runDir, op string) (_ *net.UnixConn, r reply, err error) {
+// call sends one request, with the files that go with it, and reads its reply, no byte more. The connection has no
+// deadline afterwards.
+func call(ctx context.Context, runDir, op string, files ...*os.File) (_ *net.UnixConn, r reply, err error) {
 	ctx, cancel := context.WithTimeout(ctx, requestTimeout)
 	defer cancel()
 	conn, err := dial(ctx, ControlSocket(runDir))
@@ -109,7 +122,15 @@ func call(ctx context.Context, runDir, op string) (_ *net.UnixConn, r reply, err
 		return nil, r, fmt.Errorf("%s: %w", doing, err)
 	}
 	line, _ := json.Marshal(request{Op: op})
-	if _, err := conn.Write(append(line, '\n')); err != nil {
+	var rights []byte
+	if len(files) > 0 {
+		fds := make([]int, len(files))
+		for i, f := range files {
+			fds[i] = int(f.Fd())
+		}
+		rights = unix.UnixRights(fds...)
+	}
+	if _, _, err := conn.WriteMsgUnix(append(line, '\n'), rights, nil); err != nil {
 		return fail("sending the request", err)
 	}
 	var from io.Reader = conn

@@ -5,9 +5,13 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"net"
+	"os"
 	"sync"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 const (
@@ -64,7 +68,13 @@ func (c *control) finish(patience time.Duration) {
 func (c *control) answer(conn *net.UnixConn) {
 	defer conn.Close()
 	_ = conn.SetDeadline(time.Now().Add(requestTimeout))
-	line, err := readLine(conn, maxRequest)
+	from := &fileReader{conn: conn}
+	line, err := readLine(from, maxRequest)
+	defer func() {
+		if from.file != nil {
+			from.file.Close()
+		}
+	}()
 	if err != nil {
 		return
 	}
@@ -73,7 +83,7 @@ func (c *control) answer(conn *net.UnixConn) {
 	if err := json.Unmarshal(line, &req); err != nil {
 		r.Error = fmt.Sprintf("reading the request: %v", err)
 	} else {
-		r = c.carryOut(req)
+		r = c.carryOut(req, from)
 	}
 	doc, err := json.Marshal(r)
 	if err != nil {
@@ -87,15 +97,21 @@ func (c *control) answer(conn *net.UnixConn) {
 	serveClient(conn, c.vm.console)
 }
 
-func (c *control) carryOut(req request) (r reply) {
+func (c *control) carryOut(req request, from *fileReader) (r reply) {
 	switch req.Op {
 	case opStatus:
 		s := c.vm.status()
 		r.Status = &s
 	case opReopen:
+		if from.file == nil {
+			r.Error = "reopening the log: the new file was not given with the request"
+			break
+		}
+		file := from.file
+		from.file = nil // the log's, from here on
 		ctx, cancel := context.WithTimeout(context.Background(), reopenTimeout)
 		defer cancel()
-		if err := c.vm.log.reopen(ctx); err != nil {
+		if err := c.vm.log.reopen(ctx, file); err != nil {
 			r.Error = err.Error()
 		}
 	case opAttach:
@@ -103,4 +119,40 @@ func (c *control) carryOut(req request) (r reply) {
 		r.Error = fmt.Sprintf("request %q is not known; known are %q, %q and %q", req.Op, opStatus, opReopen, opAttach)
 	}
 	return r
+}
+
+// fileReader reads from a connection, and keeps the first file that comes with the bytes (unix(7), SCM_RIGHTS).
+type fileReader struct {
+	conn *net.UnixConn
+	file *os.File
+}
+
+func (r *fileReader) Read(p []byte) (int, error) {
+	var oob [128]byte
+	n, oobn, _, _, err := r.conn.ReadMsgUnix(p, oob[:])
+	if err != nil {
+		return n, err
+	}
+	if n == 0 {
+		return 0, io.EOF
+	}
+	messages, err := unix.ParseSocketControlMessage(oob[:oobn])
+	if err != nil {
+		return n, err
+	}
+	for _, m := range messages {
+		fds, err := unix.ParseUnixRights(&m)
+		if err != nil {
+			continue // not files
+		}
+		for _, fd := range fds {
+			f := os.NewFile(uintptr(fd), "given")
+			if r.file == nil {
+				r.file = f
+			} else {
+				f.Close()
+			}
+		}
+	}
+	return n, nil
 }

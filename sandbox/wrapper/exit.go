@@ -2,10 +2,14 @@ package wrapper
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
+	"io"
 	"os"
 	"path/filepath"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // Exit is how a VM ended. It exists only for a VM that had become ready.
@@ -41,7 +45,7 @@ type Event struct {
 // ReadExit returns the exit record of a run directory; errors.Is(err, os.ErrNotExist) while there is none.
 func ReadExit(runDir string) (Exit, error) {
 	var e Exit
-	doc, err := os.ReadFile(ExitFile(runDir))
+	doc, err := readRecord(ExitFile(runDir))
 	if err != nil {
 		return e, fmt.Errorf("reading the exit record: %w", err)
 	}
@@ -51,8 +55,25 @@ func ReadExit(runDir string) (Exit, error) {
 	return e, nil
 }
 
-// write makes the record durable and visible in one step.
-func (e Exit) write(runDir string) (err error) {
+// maxRecord bounds an exit record, in bytes.
+const maxRecord = 1 << 20
+
+// readRecord reads a file that a process without our rights has written: it may be a link to what is not its own, a pipe
+// that never ends, or anything else.
+func readRecord(path string) ([]byte, error) {
+	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	if st, err := f.Stat(); err != nil || !st.Mode().IsRegular() || st.Size() > maxRecord {
+		return nil, fmt.Errorf("%s is no regular file of at most %d bytes (%w)", path, maxRecord, errors.Join(err, os.ErrInvalid))
+	}
+	return io.ReadAll(io.LimitReader(f, maxRecord))
+}
+
+// write makes the record durable and visible in one step, in the directory dir.
+func (e Exit) write(dir string) (err error) {
 	defer func() {
 		if err != nil {
 			err = fmt.Errorf("writing the exit record: %w", err)
@@ -62,7 +83,7 @@ func (e Exit) write(runDir string) (err error) {
 	if err != nil {
 		return err
 	}
-	tmp, err := os.CreateTemp(runDir, ".exit-*")
+	tmp, err := os.CreateTemp(dir, ".exit-*")
 	if err != nil {
 		return err
 	}
@@ -74,13 +95,13 @@ func (e Exit) write(runDir string) (err error) {
 	if err := tmp.Sync(); err != nil {
 		return err
 	}
-	if err := os.Rename(tmp.Name(), ExitFile(runDir)); err != nil {
+	if err := os.Rename(tmp.Name(), filepath.Join(dir, exitName)); err != nil {
 		return err
 	}
-	dir, err := os.Open(filepath.Clean(runDir))
+	d, err := os.Open(dir)
 	if err != nil {
 		return err
 	}
-	defer dir.Close()
-	return dir.Sync()
+	defer d.Close()
+	return d.Sync()
 }

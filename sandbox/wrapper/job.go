@@ -32,9 +32,11 @@ type Job struct {
 	// QEMU is the absolute path of the binary, QEMUNeeds what it needs of the host to run (domain.QEMU.Needs).
 	QEMU      string   `json:"qemu"`
 	QEMUNeeds []string `json:"qemuNeeds,omitempty"`
-	// UID is the user and the group that QEMU runs as; no other VM of the host has it.
-	UID    uint32        `json:"uid"`
-	Domain domain.Domain `json:"domain"`
+	// UID is the user and the group that QEMU runs as, WrapperUID that of vmwrapper when all is set up; nothing else on
+	// the host has them. WrapperUID 0 leaves vmwrapper root.
+	UID        uint32        `json:"uid"`
+	WrapperUID uint32        `json:"wrapperUID,omitempty"`
+	Domain     domain.Domain `json:"domain"`
 	// Netns is the path of the pod's network namespace. vmwrapper and QEMU run inside it; empty means the daemon's own.
 	Netns string `json:"netns,omitempty"`
 	// Links are the pod's interfaces, one for each NIC of Domain and in the same order; Taps are the names of the taps
@@ -98,6 +100,9 @@ func (j Job) validate() error {
 	}
 	if j.UID == 0 {
 		fault("uid is that of root")
+	}
+	if j.UID == j.WrapperUID {
+		fault("vmwrapper and QEMU have the same user %d", j.UID)
 	}
 	for _, p := range []struct {
 		what, path string

@@ -220,17 +220,16 @@ func (l *logFile) exchange() bool {
 
 var errNoLog = errors.New("this VM keeps no log: it was started without a log path")
 
-// reopen opens the path anew and returns when the writer has changed over. On an error the old file stays in use.
-func (l *logFile) reopen(ctx context.Context) error {
+// reopen takes another file, which is then its own, and returns when the writer has changed over. On an error the old
+// file stays in use.
+func (l *logFile) reopen(ctx context.Context, f *os.File) error {
 	if l.ended == nil {
+		_ = f.Close()
 		return errNoLog
 	}
 	l.reopenOne.Lock()
 	defer l.reopenOne.Unlock()
-	f, err := openAppend(l.path)
-	if err != nil {
-		return err
-	}
+	var err error
 	r := &reopening{file: f, done: make(chan struct{})}
 	l.mu.Lock()
 	l.next = r

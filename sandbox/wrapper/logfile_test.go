@@ -105,7 +105,7 @@ func TestLogFile(t *testing.T) {
 			t.Fatal(err)
 		}
 		l.put(record(1))
-		if err := l.reopen(t.Context()); !errors.Is(err, errNoLog) {
+		if err := l.reopen(t.Context(), nil); !errors.Is(err, errNoLog) {
 			t.Errorf("reopen: %v, want %v", err, errNoLog)
 		}
 		l.close()
@@ -183,7 +183,7 @@ func TestLogFileOnBadDisk(t *testing.T) {
 		l := &logFile{path: filepath.Join(t.TempDir(), "0.log")}
 		l.start(disk)
 		l.put(append(record(0), record(1)...))
-		if err := l.reopen(t.Context()); err != nil {
+		if err := reopen(t.Context(), l); err != nil {
 			t.Fatal(err)
 		}
 		l.close()
@@ -203,7 +203,7 @@ func TestLogFileOnBadDisk(t *testing.T) {
 			synctest.Wait()
 			ctx, cancel := context.WithTimeout(t.Context(), time.Second)
 			defer cancel()
-			if err := l.reopen(ctx); !errors.Is(err, context.DeadlineExceeded) {
+			if err := reopen(ctx, l); !errors.Is(err, context.DeadlineExceeded) {
 				t.Errorf("reopen: %v, want a deadline exceeded", err)
 			}
 			close(disk.free)
@@ -239,6 +239,15 @@ func TestLogFileOnBadDisk(t *testing.T) {
 	})
 }
 
+// reopen does what ReopenLog and the control socket do together.
+func reopen(ctx context.Context, l *logFile) error {
+	f, err := openAppend(l.path)
+	if err != nil {
+		return err
+	}
+	return l.reopen(ctx, f)
+}
+
 func TestReopenLogFile(t *testing.T) {
 	t.Run("an error keeps the old file", func(t *testing.T) {
 		dir := filepath.Join(t.TempDir(), "log")
@@ -253,7 +262,7 @@ func TestReopenLogFile(t *testing.T) {
 		if err := os.WriteFile(dir, nil, 0o600); err != nil {
 			t.Fatal(err)
 		}
-		if err := l.reopen(t.Context()); !errors.Is(err, syscall.ENOTDIR) {
+		if err := reopen(t.Context(), l); !errors.Is(err, syscall.ENOTDIR) {
 			t.Errorf("reopen: %v, want ENOTDIR", err)
 		}
 		l.put(record(1))
@@ -281,7 +290,7 @@ func TestReopenLogFile(t *testing.T) {
 			if err := os.Rename(path, fmt.Sprintf("%s.%02d", path, i)); err != nil {
 				t.Fatal(err)
 			}
-			if err := l.reopen(t.Context()); err != nil {
+			if err := reopen(t.Context(), l); err != nil {
 				t.Fatal(err)
 			}
 			if _, err := os.Stat(path); err != nil {

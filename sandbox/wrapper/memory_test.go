@@ -14,14 +14,22 @@ import (
 // maxPSS is what a vmwrapper may cost, in KiB, with a VM running.
 const maxPSS = 6 << 10
 
-func TestMemory(t *testing.T) {
-	job := newNetworkJob(t)
+// releaseBinary builds vmwrapper as it is released: small, and without cgo, so that it can be sealed.
+func releaseBinary(t *testing.T) string {
+	t.Helper()
 	binary := filepath.Join(t.TempDir(), "vmwrapper")
 	build := exec.Command("go", "build", "-trimpath", "-ldflags=-s -w", "-o", binary, "github.com/virtlet/virtlet/cmd/vmwrapper")
 	build.Env = append(os.Environ(), "CGO_ENABLED=0")
 	if out, err := build.CombinedOutput(); err != nil {
 		t.Fatalf("%v: %s", err, out)
 	}
+	return binary
+}
+
+func TestMemory(t *testing.T) {
+	job := newNetworkJob(t)
+	job.WrapperUID = job.UID + 1000
+	binary := releaseBinary(t)
 	s, err := Start(t.Context(), binary, job, nil)
 	if err != nil {
 		t.Fatal(err)
@@ -33,7 +41,7 @@ func TestMemory(t *testing.T) {
 		if when != "after boot" {
 			con.say(t, "f")
 			con.wait(t, "line 0fff")
-			if err := ReopenLog(t.Context(), job.RunDir); err != nil {
+			if err := ReopenLog(t.Context(), job.RunDir, job.Log.Path); err != nil {
 				t.Fatal(err)
 			}
 			if _, err := Query(t.Context(), job.RunDir); err != nil {

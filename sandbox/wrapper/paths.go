@@ -26,10 +26,16 @@ func QMPSocket(runDir string) string { return filepath.Join(runDir, "qmp.sock") 
 func ControlSocket(runDir string) string { return filepath.Join(runDir, "wrapper.sock") }
 
 // ExitFile is the exit record. It appears whole, or not at all.
-func ExitFile(runDir string) string { return filepath.Join(runDir, "exit.json") }
+func ExitFile(runDir string) string { return filepath.Join(recordDir(runDir), exitName) }
 
 // EventsFile holds the QMP events, one JSON object a line; the older half of a long history is in EventsFile + ".1".
-func EventsFile(runDir string) string { return filepath.Join(runDir, "events.jsonl") }
+func EventsFile(runDir string) string { return filepath.Join(recordDir(runDir), eventsName) }
+
+// The names of the files in the record directory.
+const (
+	exitName   = "exit.json"
+	eventsName = "events.jsonl"
+)
 
 // QEMUStderr is what QEMU wrote to its standard error, its first maxStderrFile bytes.
 func QEMUStderr(runDir string) string { return filepath.Join(runDir, "qemu.stderr") }

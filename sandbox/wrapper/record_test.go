@@ -11,18 +11,30 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/virtlet/virtlet/qmp"
 )
 
+// newRunDir is a run directory with its record directory.
+func newRunDir(t *testing.T) string {
+	t.Helper()
+	dir := t.TempDir()
+	if err := os.Mkdir(recordDir(dir), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	return dir
+}
+
 func TestExitRecord(t *testing.T) {
 	t.Run("reads back what was written", func(t *testing.T) {
-		dir := t.TempDir()
+		dir := newRunDir(t)
 		want := Exit{
 			Code: 137, Signal: "SIGKILL", OOMKilled: true, Reason: "guest-panic", GuestInitiated: true, Panicked: true,
 			StartedAt: time.Now().UTC(), FinishedAt: time.Now().UTC(), Stderr: []string{"a", "b"},
 			Events: []Event{{Name: "STOP", Time: time.Now().UTC(), Data: json.RawMessage(`{"a":1}`)}},
 		}
-		if err := want.write(dir); err != nil {
+		if err := want.write(recordDir(dir)); err != nil {
 			t.Fatal(err)
 		}
 		got, err := ReadExit(dir)
@@ -32,14 +44,14 @@ func TestExitRecord(t *testing.T) {
 		if g, w := asJSON(t, got), asJSON(t, want); g != w {
 			t.Errorf("read %s, want %s", g, w)
 		}
-		if files, _ := os.ReadDir(dir); len(files) != 1 {
+		if files, _ := os.ReadDir(recordDir(dir)); len(files) != 1 {
 			t.Errorf("files %v, want the record alone", files)
 		}
 	})
 	t.Run("replaces an older one", func(t *testing.T) {
-		dir := t.TempDir()
+		dir := newRunDir(t)
 		for code := range 2 {
-			if err := (Exit{Code: code}).write(dir); err != nil {
+			if err := (Exit{Code: code}).write(recordDir(dir)); err != nil {
 				t.Fatal(err)
 			}
 		}
@@ -53,12 +65,27 @@ func TestExitRecord(t *testing.T) {
 		}
 	})
 	t.Run("a damaged one is an error that names the file", func(t *testing.T) {
-		dir := t.TempDir()
+		dir := newRunDir(t)
 		if err := os.WriteFile(ExitFile(dir), []byte(`{"code":`), 0o600); err != nil {
 			t.Fatal(err)
 		}
 		if _, err := ReadExit(dir); err == nil || errors.Is(err, os.ErrNotExist) || !strings.Contains(err.Error(), ExitFile(dir)) {
 			t.Errorf("error %v", err)
+		}
+	})
+	t.Run("what is no plain file is not read", func(t *testing.T) {
+		for name, plant := range map[string]func(path string) error{
+			"link":  func(path string) error { return os.Symlink("/etc/hostname", path) },
+			"pipe":  func(path string) error { return unix.Mkfifo(path, 0o600) },
+			"large": func(path string) error { return os.WriteFile(path, make([]byte, maxRecord+1), 0o600) },
+		} {
+			dir := newRunDir(t)
+			if err := plant(ExitFile(dir)); err != nil {
+				t.Fatal(err)
+			}
+			if e, err := ReadExit(dir); err == nil || errors.Is(err, os.ErrNotExist) {
+				t.Errorf("%s: read %+v, %v", name, e, err)
+			}
 		}
 	})
 	t.Run("no directory, no record", func(t *testing.T) {
@@ -176,13 +203,22 @@ func TestOOMKills(t *testing.T) {
 			if err := os.WriteFile(path, []byte(tt.text), 0o600); err != nil {
 				t.Fatal(err)
 			}
-			if got := oomKills(path); got != tt.want {
-				t.Errorf("%d kills, want %d", got, tt.want)
+			c := openOOMCounter(path)
+			if c.before != tt.want || c.rose() {
+				t.Errorf("%d kills, want %d; risen: %v", c.before, tt.want, c.rose())
+			}
+			if err := os.WriteFile(path, []byte("oom_kill 6\n"), 0o600); err != nil {
+				t.Fatal(err)
+			}
+			if !c.rose() {
+				t.Error("another kill is not seen")
 			}
 		})
 	}
-	if got := oomKills("/nowhere"); got != 0 {
-		t.Errorf("%d kills without a file", got)
+	for _, path := range []string{"", "/nowhere"} {
+		if openOOMCounter(path).rose() {
+			t.Errorf("kills are seen without a file, path %q", path)
+		}
 	}
 }
 
@@ -234,6 +270,7 @@ func TestControlRequests(t *testing.T) {
 	t.Run("bad requests get an answer that helps", func(t *testing.T) {
 		for _, tt := range []struct{ send, want string }{
 			{`{"op":"dance"}` + "\n", `request \"dance\" is not known; known are`},
+			{`{"op":"reopen-log"}` + "\n", "the new file was not given"},
 			{"GET / HTTP/1.1\n", "reading the request: invalid character"},
 		} {
 			conn, err := dial(t.Context(), ControlSocket(dir))
@@ -261,15 +298,17 @@ func TestControlRequests(t *testing.T) {
 		}
 	})
 	t.Run("a VM without a log says so", func(t *testing.T) {
-		if err := ReopenLog(t.Context(), dir); err == nil || !strings.Contains(err.Error(), "keeps no log") {
-			t.Errorf("error %v", err)
+		for _, path := range []string{"", filepath.Join(t.TempDir(), "0.log")} {
+			if err := ReopenLog(t.Context(), dir, path); err == nil || !strings.Contains(err.Error(), "keeps no log") {
+				t.Errorf("path %q: error %v", path, err)
+			}
 		}
 	})
 	t.Run("who does not run is named", func(t *testing.T) {
 		for name, call := range map[string]func() error{
 			"Query":     func() error { _, err := Query(t.Context(), t.TempDir()); return err },
 			"Attach":    func() error { _, err := Attach(t.Context(), t.TempDir()); return err },
-			"ReopenLog": func() error { return ReopenLog(t.Context(), t.TempDir()) },
+			"ReopenLog": func() error { return ReopenLog(t.Context(), t.TempDir(), filepath.Join(t.TempDir(), "0.log")) },
 		} {
 			if err := call(); !errors.Is(err, ErrNotRunning) {
 				t.Errorf("%s: %v, want %v", name, err, ErrNotRunning)

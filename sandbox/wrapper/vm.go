@@ -35,6 +35,7 @@ type vm struct {
 	pid       int // our own, as the daemon knows it
 	qemu      *qemu
 	log       *logFile
+	oom       *oomCounter
 	console   *console
 	events    *recorder
 	startedAt time.Time
@@ -55,7 +56,7 @@ func run(ctx context.Context, job Job, ready func(Ready)) (err error) {
 	if v.pid, err = cage.HostPID(); err != nil {
 		return err
 	}
-	killsBefore := oomKills(job.OOMEventsFile)
+	v.oom = openOOMCounter(job.OOMEventsFile)
 	// Lowering takes CAP_SYS_RESOURCE, which is not everywhere to be had.
 	_ = lowerOOMScore()
 
@@ -92,6 +93,15 @@ func run(ctx context.Context, job Job, ready func(Ready)) (err error) {
 	}
 	v.startedAt = time.Now()
 	nw.release()
+	records := recordDir(job.RunDir)
+	if job.WrapperUID != 0 {
+		if err := seal(job.WrapperUID, records); err != nil {
+			v.qemu.cmd.Process.Kill()
+			return errors.Join(err, v.qemu.cmd.Wait())
+		}
+		records = "."
+		v.events.path = eventsName
+	}
 	v.console = startConsole(v.qemu.console, v.log)
 	ctl := &control{listener: listener, vm: v}
 	go ctl.serve()
@@ -101,11 +111,11 @@ func run(ctx context.Context, job Job, ready func(Ready)) (err error) {
 	_ = v.qemu.cmd.Wait() // what it means is in ProcessState
 	close(ended)
 	nw.stop()
-	exit := v.exit(killsBefore)
+	exit := v.exit()
 	if err := <-answered; err != nil {
 		return v.startFault(err)
 	}
-	if err := exit.write(job.RunDir); err != nil {
+	if err := exit.write(records); err != nil {
 		return err
 	}
 	os.Remove(ControlSocket(job.RunDir))
@@ -132,6 +142,10 @@ func claimRunDir(dir string) (*os.File, error) {
 	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
 		f.Close()
 		return nil, fmt.Errorf("taking the run directory %s, which another vmwrapper may hold: %w", dir, err)
+	}
+	if err := os.Mkdir(recordDir(dir), 0o700); err != nil && !errors.Is(err, os.ErrExist) {
+		f.Close()
+		return nil, fmt.Errorf("making the record directory: %w", err)
 	}
 	if err := os.Remove(ExitFile(dir)); err != nil && !errors.Is(err, os.ErrNotExist) {
 		f.Close()
@@ -206,7 +220,7 @@ func powerDown(m *qmp.Client, ended <-chan struct{}) {
 }
 
 // exit gathers all that QEMU's end left in the pipes and says how it ended. The log is flushed when it returns.
-func (v *vm) exit(killsBefore int64) Exit {
+func (v *vm) exit() Exit {
 	e := Exit{StartedAt: v.startedAt, FinishedAt: time.Now()}
 	late := time.After(drainTimeout)
 	for _, done := range []<-chan struct{}{v.recorded, v.console.done, v.qemu.stderr.done} {
@@ -226,7 +240,7 @@ func (v *vm) exit(killsBefore int64) Exit {
 	} else {
 		e.Code = 128 + int(status.Signal())
 		e.Signal = unix.SignalName(status.Signal())
-		e.OOMKilled = status.Signal() == syscall.SIGKILL && oomKills(v.job.OOMEventsFile) > killsBefore
+		e.OOMKilled = status.Signal() == syscall.SIGKILL && v.oom.rose()
 	}
 	shutdown, panicked := v.events.verdict()
 	e.Reason, e.GuestInitiated, e.Panicked = string(shutdown.Reason), shutdown.Guest, panicked

@@ -36,7 +36,7 @@ func TestConsoleOfVM(t *testing.T) {
 			if err := os.Rename(job.Log.Path, job.Log.Path+"."+strconv.Itoa(i)); err != nil {
 				t.Fatal(err)
 			}
-			if err := ReopenLog(t.Context(), job.RunDir); err != nil {
+			if err := ReopenLog(t.Context(), job.RunDir, job.Log.Path); err != nil {
 				t.Fatal(err)
 			}
 			if _, err := os.Stat(job.Log.Path); err != nil {
