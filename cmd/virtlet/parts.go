@@ -78,24 +78,33 @@ func (p *parts) makeMachines(conf Config, host *host) (err error) {
 		ConfDir: conf.CNIConfDir, BinDirs: conf.CNIBinDirs, CacheDir: filepath.Join(conf.StateDir, "cni"),
 		Timeout: conf.CNITimeout, Exclusive: conf.CNIExclusive,
 	})
-	wrapper, err := findProgram(conf.Wrapper)
-	if err != nil {
-		wrapper = conf.Wrapper // Status and each start tell that it is missing
-	}
+	// The last of the users looks at images.
+	users := conf.VMUsers
+	users.Last--
 	p.machines, err = supervisor.New(supervisor.Config{
 		StateDir: conf.StateDir, RunDir: conf.RunDir, NetnsDir: conf.NetnsDir,
-		QEMU: host.programs.probe, QEMUImg: conf.QEMUImg, Wrapper: wrapper,
+		QEMU: host.programs.probe, QEMUImg: conf.QEMUImg, Wrapper: findWrapper(conf),
 		Accel: host.accel, AccelWhy: host.why,
-		CgroupDriver: host.driver, DefaultMemory: conf.DefaultMemory, Users: conf.VMUsers,
+		CgroupDriver: host.driver, DefaultMemory: conf.DefaultMemory, Users: users,
 	}, p.store, network, p.log)
 	return err
 }
 
+// findWrapper is vmwrapper's path. Where it is missing, Status and each start tell so.
+func findWrapper(conf Config) string {
+	if found, err := findProgram(conf.Wrapper); err == nil {
+		return found
+	}
+	return conf.Wrapper
+}
+
 func (p *parts) makeImages(conf Config) (err error) {
 	p.images, err = image.Open(image.Config{
-		Root:          filepath.Join(conf.StateDir, "images"),
-		Store:         p.store,
-		Inspector:     inspector{image.DiskInspector(conf.QEMUImg)},
+		Root:  filepath.Join(conf.StateDir, "images"),
+		Store: p.store,
+		Inspector: inspector{image.DiskInspector{Inspector: disk.Inspector{
+			QEMUImg: conf.QEMUImg, Stage: findWrapper(conf), Dir: filepath.Join(conf.RunDir, "inspection"), UID: conf.VMUsers.Last,
+		}}},
 		InUse:         p.inUse,
 		InsecureHosts: conf.ImagePlainHTTP,
 		LocalDirs:     conf.ImageLocalDirs,

@@ -117,6 +117,9 @@ func size(to *int64, least int64) pflag.Value {
 // leastUser is the least number that may be a VM's user: below are the system's own (login.defs(5)).
 const leastUser = 1000
 
+// leastUsers is how many there must be: two for a VM, one that looks at images.
+const leastUsers = 3
+
 // userRange reads "first-last".
 func userRange(to *supervisor.UserRange) pflag.Value {
 	return value{"range", func(s string) error {
@@ -124,7 +127,7 @@ func userRange(to *supervisor.UserRange) pflag.Value {
 		from, err := strconv.ParseUint(first, 10, 32)
 		if err == nil {
 			var end uint64
-			if end, err = strconv.ParseUint(last, 10, 32); err == nil && (from < leastUser || end < from || end >= math.MaxUint32) {
+			if end, err = strconv.ParseUint(last, 10, 32); err == nil && (from < leastUser || end < from+leastUsers-1 || end >= math.MaxUint32) {
 				err = errors.New("out of range")
 			}
 			if err == nil {
@@ -132,7 +135,7 @@ func userRange(to *supervisor.UserRange) pflag.Value {
 			}
 		}
 		if err != nil {
-			return fmt.Errorf("%q is not a range of user numbers from %d on, such as 2000000-2065535", s, leastUser)
+			return fmt.Errorf("%q is not a range of at least %d user numbers from %d on, such as 2000000-2065535", s, leastUsers, leastUser)
 		}
 		return nil
 	}, func() string { return fmt.Sprintf("%d-%d", to.First, to.Last) }}

@@ -8,13 +8,13 @@ import (
 	"github.com/virtlet/virtlet/sandbox/disk"
 )
 
-// DiskInspector is the real Inspector. Its value is the path of qemu-img, or a name in PATH.
-type DiskInspector string
+// DiskInspector is the real Inspector.
+type DiskInspector struct{ disk.Inspector }
 
 // Inspect refuses what package disk finds wrong with the content. Faults of the inspection itself, such as a missing
 // qemu-img, blame nobody.
-func (qemuImg DiskInspector) Inspect(ctx context.Context, path string) (Info, error) {
-	info, err := disk.Inspect(ctx, string(qemuImg), path)
+func (i DiskInspector) Inspect(ctx context.Context, path string) (Info, error) {
+	info, err := i.Inspector.Inspect(ctx, path)
 	for _, fault := range []error{
 		disk.ErrNotADisk, disk.ErrBackingFile, disk.ErrDataFile, disk.ErrEncrypted, disk.ErrTooLarge, disk.ErrTruncated,
 		disk.ErrDamaged, disk.ErrUnsupported,

@@ -7,11 +7,23 @@ import (
 	"path/filepath"
 	"testing"
 
+	"github.com/virtlet/virtlet/sandbox/cage"
 	"github.com/virtlet/virtlet/sandbox/disk"
 )
 
+// TestMain makes the test binary play the stage of a cage.
+func TestMain(m *testing.M) {
+	if os.Args[0] == cage.StageName {
+		cage.Enter()
+	}
+	os.Exit(m.Run())
+}
+
 // TestPullInspected pulls what the real qemu-img made, and what no guest may have.
 func TestPullInspected(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("needs root")
+	}
 	dir := t.TempDir()
 	qemuImg := func(args ...string) {
 		cmd := exec.Command("qemu-img", args...)
@@ -29,7 +41,12 @@ func TestPullInspected(t *testing.T) {
 	srv := newServer(t)
 	srv.mux.Handle("/", http.FileServer(http.Dir(dir)))
 
-	ts := newService(t, func(c *Config) { c.Inspector = DiskInspector("qemu-img") })
+	self, err := os.Executable()
+	must(t, err)
+	inspector := func(qemuImg string) DiskInspector {
+		return DiskInspector{disk.Inspector{QEMUImg: qemuImg, Stage: self, Dir: filepath.Join(t.TempDir(), "cage"), UID: 70000}}
+	}
+	ts := newService(t, func(c *Config) { c.Inspector = inspector("qemu-img") })
 	for name, want := range map[string]Image{
 		"/good": {Format: "qcow2", VirtualSize: 8 << 20},
 		"/raw":  {Format: "raw", VirtualSize: 1 << 20},
@@ -45,8 +62,8 @@ func TestPullInspected(t *testing.T) {
 	}
 	ts.wantNothing()
 
-	missing := newService(t, func(c *Config) { c.Inspector = DiskInspector("/nonexistent/qemu-img") })
-	_, err := missing.Pull(t.Context(), srv.host()+"/good", nil)
+	missing := newService(t, func(c *Config) { c.Inspector = inspector("/nonexistent/qemu-img") })
+	_, err = missing.Pull(t.Context(), srv.host()+"/good", nil)
 	wantError(t, err, disk.ErrQEMUImgMissing)
 	missing.wantNothing()
 }

@@ -44,6 +44,8 @@ type Spec struct {
 	// Base is a folder of the host over which the new root is mounted, where nobody but the stage sees it.
 	Base   string `json:"base"`
 	Limits Limits `json:"limits"`
+	// Alone: it gets a pid and a network namespace of its own too, the latter empty.
+	Alone bool `json:"alone,omitempty"`
 	// OOMScoreAdj is set where it is not 0 (proc_pid_oom_score_adj(5)).
 	OOMScoreAdj int `json:"oomScoreAdj,omitempty"`
 }
@@ -144,6 +146,9 @@ func start(binary string, spec Spec, stdout, stderr *os.File, files []*os.File) 
 			Setsid: true, Pdeathsig: syscall.SIGKILL,
 			Cloneflags: unix.CLONE_NEWNS | unix.CLONE_NEWIPC | unix.CLONE_NEWUTS,
 		},
+	}
+	if spec.Alone {
+		cmd.SysProcAttr.Cloneflags |= unix.CLONE_NEWPID | unix.CLONE_NEWNET
 	}
 	err = cmd.Start()
 	specR.Close()

@@ -61,11 +61,11 @@ func enter() error {
 	if err := outlived(); err != nil {
 		return err
 	}
-	// Last, because they bind us too.
-	if err := spec.Limits.set(); err != nil {
+	if err := filterCalls(); err != nil {
 		return err
 	}
-	if err := filterCalls(); err != nil {
+	// Last, because they bind us too: with less address space than Go has taken there is none for anything new.
+	if err := spec.Limits.set(); err != nil {
 		return err
 	}
 	err = syscall.Exec(spec.Program, append([]string{spec.Program}, spec.Args...), spec.Env)

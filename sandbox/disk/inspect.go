@@ -49,17 +49,17 @@ var foreign = []struct{ magic, what string }{
 }
 
 // Inspect tells what the image at path is, or refuses it with an error that names the fault. A qcow2 image is parsed
-// by us, and what passes is checked by qemu-img (a path, or a name in PATH) within limits of time and memory. A raw
-// disk is taken only if its first sector is a boot record. Nothing is written; it takes at most a minute.
-func Inspect(ctx context.Context, qemuImg, path string) (Info, error) {
-	info, err := inspect(ctx, qemuImg, path)
+// by us, and what passes is checked by qemu-img in a cage, which must be able to read it. A raw disk is taken only if its
+// first sector is a boot record. Nothing is written; it takes at most a minute.
+func (i Inspector) Inspect(ctx context.Context, path string) (Info, error) {
+	info, err := i.inspect(ctx, path)
 	if err != nil {
 		return Info{}, fmt.Errorf("inspecting image %s: %w", path, err)
 	}
 	return info, nil
 }
 
-func inspect(ctx context.Context, qemuImg, path string) (Info, error) {
+func (i Inspector) inspect(ctx context.Context, path string) (Info, error) {
 	// An absolute path is neither an option nor a protocol to qemu-img.
 	path, err := filepath.Abs(path)
 	if err != nil {
@@ -69,7 +69,7 @@ func inspect(ctx context.Context, qemuImg, path string) (Info, error) {
 	if err != nil || info.Format == domain.Raw {
 		return info, err
 	}
-	return info, checkQCOW2(ctx, qemuImg, path)
+	return info, i.checkQCOW2(ctx, path)
 }
 
 // readImage judges an image by its own bytes.
@@ -123,15 +123,17 @@ func checkRaw(first []byte, fileSize int64) error {
 }
 
 // checkQCOW2 has qemu-img follow every table of the image to the clusters in the file.
-func checkQCOW2(ctx context.Context, qemuImg, path string) error {
+func (i Inspector) checkQCOW2(ctx context.Context, path string) error {
 	ctx, cancel := context.WithTimeout(ctx, inspectTime)
 	defer cancel()
-	stdout, err := toolLimits{cpu: inspectTime, memory: 1 << 30}.run(ctx, qemuImg, "check", "--output=json", "-f", domain.QCOW2, path)
+	stdout, err := i.check(ctx, path)
 	var failed *toolError
 	switch {
 	case err == nil:
 	case !errors.As(err, &failed):
 		return err
+	case failed.code == checkFailed && strings.Contains(failed.stderr, "Permission denied"):
+		return fmt.Errorf("an image is looked at without rights, so it must be readable by all: %w", err)
 	case failed.code == checkFailed:
 		return fmt.Errorf("%w: %w", ErrDamaged, err)
 	case failed.code == checkCorrupt && strings.Contains(failed.stderr, "exceeding the end of the file"):

@@ -13,9 +13,33 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/virtlet/virtlet/sandbox/cage"
+	"github.com/virtlet/virtlet/sandbox/domain"
 )
 
 const qemuImgName = "qemu-img"
+
+// TestMain makes the test binary play the stage of a cage.
+func TestMain(m *testing.M) {
+	if os.Args[0] == cage.StageName {
+		cage.Enter()
+	}
+	os.Exit(m.Run())
+}
+
+// newInspector looks at images as the daemon does.
+func newInspector(t *testing.T, qemuImg string) Inspector {
+	t.Helper()
+	if os.Geteuid() != 0 {
+		t.Skip("needs root")
+	}
+	self, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return Inspector{QEMUImg: qemuImg, Stage: self, Dir: filepath.Join(t.TempDir(), "cage"), UID: 70000}
+}
 
 // qemuImg runs the real tool to make an image.
 func qemuImg(t *testing.T, args ...string) {
@@ -62,7 +86,7 @@ func be64(n uint64) []byte { return binary.BigEndian.AppendUint64(nil, n) }
 func writeFile(t *testing.T, content []byte) string {
 	t.Helper()
 	path := filepath.Join(t.TempDir(), "disk")
-	if err := os.WriteFile(path, content, 0o600); err != nil {
+	if err := os.WriteFile(path, content, 0o644); err != nil {
 		t.Fatal(err)
 	}
 	return path
@@ -93,7 +117,7 @@ func TestInspectAccepts(t *testing.T) {
 	}
 	for _, tc := range tests {
 		t.Run(tc.name, func(t *testing.T) {
-			got, err := Inspect(t.Context(), qemuImgName, tc.path)
+			got, err := newInspector(t, qemuImgName).Inspect(t.Context(), tc.path)
 			if err != nil || got != tc.want {
 				t.Errorf("got %+v, %v; want %+v", got, err, tc.want)
 			}
@@ -173,7 +197,7 @@ func TestInspectRefuses(t *testing.T) {
 	}
 	for _, tc := range tests {
 		t.Run(tc.name, func(t *testing.T) {
-			_, err := Inspect(t.Context(), qemuImgName, tc.path)
+			_, err := newInspector(t, qemuImgName).Inspect(t.Context(), tc.path)
 			if !errors.Is(err, tc.is) {
 				t.Fatalf("error %v is not %v", err, tc.is)
 			}
@@ -187,7 +211,7 @@ func TestInspectRefuses(t *testing.T) {
 		if err := syscall.Mkfifo(path, 0o600); err != nil {
 			t.Fatal(err)
 		}
-		if _, err := Inspect(t.Context(), qemuImgName, path); !errors.Is(err, ErrNotADisk) {
+		if _, err := newInspector(t, qemuImgName).Inspect(t.Context(), path); !errors.Is(err, ErrNotADisk) {
 			t.Errorf("error %v", err)
 		}
 	})
@@ -195,46 +219,90 @@ func TestInspectRefuses(t *testing.T) {
 
 func TestInspectTool(t *testing.T) {
 	image := makeQCOW2(t)
-	script := func(body string) string {
-		path := filepath.Join(t.TempDir(), "qemu-img")
-		if err := os.WriteFile(path, []byte("#!/bin/sh\n"+body), 0o700); err != nil {
+	real, err := exec.LookPath(qemuImgName)
+	if err != nil {
+		t.Fatal(err)
+	}
+	// script is an inspector whose qemu-img is a script that may run the real one, sleep and cat.
+	script := func(t *testing.T, body string) Inspector {
+		t.Helper()
+		i := newInspector(t, filepath.Join(t.TempDir(), "qemu-img"))
+		if err := os.WriteFile(i.QEMUImg, []byte("#!/bin/sh\n"+body), 0o755); err != nil {
 			t.Fatal(err)
 		}
-		return path
+		for _, program := range []string{real, "/bin/sleep", "/bin/cat"} {
+			libs, err := domain.Libraries(t.Context(), program)
+			if err != nil {
+				t.Fatal(err)
+			}
+			i.files = append(append(i.files, program), libs...)
+		}
+		return i
 	}
 	t.Run("missing", func(t *testing.T) {
-		_, err := Inspect(t.Context(), "/nowhere/qemu-img", image)
+		_, err := newInspector(t, "/nowhere/qemu-img").Inspect(t.Context(), image)
 		if !errors.Is(err, ErrQEMUImgMissing) || !strings.Contains(err.Error(), "install the package qemu-utils") {
 			t.Errorf("error %v", err)
 		}
 	})
 	t.Run("is_bounded", func(t *testing.T) {
-		_, err := Inspect(t.Context(), script(`
-			[ "$(ulimit -v)" = 1048576 ] && [ "$(ulimit -t)" = 60 ] && [ "$(ulimit -f)" = 0 ] && [ "$(ulimit -c)" = 0 ] ||
-				{ ulimit -a >&2; exit 9; }
-			exec qemu-img "$@"`), image)
+		_, err := script(t, "for l in v t f c; do ulimit -$l >&2; done; exit 9").Inspect(t.Context(), image)
+		if want := "1048576 60 0 0"; err == nil || !strings.HasSuffix(err.Error(), want) {
+			t.Errorf("the limits are %v, want %s", err, want)
+		}
+	})
+	t.Run("cannot_fork", func(t *testing.T) {
+		_, err := script(t, "/bin/sleep 0; echo it forked >&2; exit 9").Inspect(t.Context(), image)
+		if err == nil || strings.Contains(err.Error(), "it forked") {
+			t.Errorf("error %v", err)
+		}
+	})
+	t.Run("sees_explicit_format", func(t *testing.T) {
+		_, err := script(t, `[ "$*" = "check --output=json -f qcow2 `+image+`" ] || { echo "$*" >&2; exit 9; }; exec `+real+` "$@"`).Inspect(t.Context(), image)
 		if err != nil {
 			t.Error(err)
 		}
 	})
-	t.Run("sees_explicit_format", func(t *testing.T) {
-		_, err := Inspect(t.Context(), script(`[ "$*" = "check --output=json -f qcow2 `+image+`" ] || { echo "$*" >&2; exit 9; }; exec qemu-img "$@"`), image)
+	t.Run("sees_no_other_file", func(t *testing.T) {
+		for _, path := range []string{"/etc/passwd", filepath.Join(filepath.Dir(image), "raw")} {
+			if _, err := os.Stat(path); err != nil {
+				t.Fatal(err)
+			}
+			_, err := script(t, "[ ! -e "+path+" ] || exit 9; exec "+real+` "$@"`).Inspect(t.Context(), image)
+			if err != nil {
+				t.Errorf("%s: %v", path, err)
+			}
+		}
+	})
+	t.Run("cannot_change_the_image", func(t *testing.T) {
+		_, err := script(t, "echo x >>"+image+" && exit 9; exec "+real+` "$@"`).Inspect(t.Context(), image)
 		if err != nil {
 			t.Error(err)
 		}
 	})
 	t.Run("talks_nonsense", func(t *testing.T) {
-		if _, err := Inspect(t.Context(), script("echo hello"), image); err == nil {
+		if _, err := script(t, "echo hello").Inspect(t.Context(), image); err == nil {
 			t.Error("no error")
 		}
 	})
-	t.Run("hangs_until_the_context_ends", func(t *testing.T) {
-		ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
-		defer cancel()
-		if _, err := Inspect(ctx, script("exec sleep 1000"), image); !errors.Is(err, context.DeadlineExceeded) {
+	t.Run("talks_without_end", func(t *testing.T) {
+		_, err := script(t, "exec /bin/cat /dev/urandom").Inspect(within(t, 2*time.Second), image)
+		if !errors.Is(err, context.DeadlineExceeded) {
 			t.Errorf("error %v", err)
 		}
 	})
+	t.Run("hangs_until_the_context_ends", func(t *testing.T) {
+		if _, err := script(t, "exec /bin/sleep 1000").Inspect(within(t, 500*time.Millisecond), image); !errors.Is(err, context.DeadlineExceeded) {
+			t.Errorf("error %v", err)
+		}
+	})
+}
+
+func within(t *testing.T, d time.Duration) context.Context {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), d)
+	t.Cleanup(cancel)
+	return ctx
 }
 
 func FuzzParseQCOW2(f *testing.F) {

@@ -18,16 +18,12 @@ import (
 // qemuNeeds lists the files and folders of the host that QEMU needs to run a machine, beside itself: its libraries, its
 // firmware, and the modules by which some distributions ship TCG.
 func qemuNeeds(ctx context.Context, program string) ([]string, error) {
-	if shell, err := scriptShell(program); err != nil {
-		return nil, err
-	} else if shell != "" {
-		// Not QEMU, but what somebody put before it: what it needs beyond its shell, nobody can tell.
-		needs, err := Libraries(ctx, shell)
-		return append(needs, shell), err
-	}
-	needs, err := Libraries(ctx, program)
+	needs, err := Needs(ctx, program)
 	if err != nil {
 		return nil, err
+	}
+	if shell, err := scriptShell(program); shell != "" || err != nil {
+		return needs, err
 	}
 	for _, module := range tcgModules(needs) {
 		more, err := Libraries(ctx, module)
@@ -49,6 +45,20 @@ func qemuNeeds(ctx context.Context, program string) ([]string, error) {
 	}
 	slices.Sort(needs)
 	return slices.Compact(needs), nil
+}
+
+// Needs lists the files that a program needs to begin to run: its libraries, or, where somebody put a script before it, the
+// script's shell and that one's libraries. What the script needs beyond, nobody can tell.
+func Needs(ctx context.Context, program string) ([]string, error) {
+	shell, err := scriptShell(program)
+	if err != nil {
+		return nil, err
+	}
+	if shell == "" {
+		return Libraries(ctx, program)
+	}
+	needs, err := Libraries(ctx, shell)
+	return append(needs, shell), err
 }
 
 // tcgModules are QEMU's modules with TCG in them, which lie in a folder "qemu" beside libraries.
