@@ -53,8 +53,9 @@ func (b blockDevice) argv() []string {
 		panic(err) // structs of strings and booleans always marshal
 	}
 	dev := []prop{{"id", b.ID}, {"drive", nodeName(b.ID)}, b.slot.prop(), modern,
-		// An I/O error goes to the guest, and to us as an event; the machine is not stopped for it.
-		{"werror", "report"}, {"rerror", "report"}}
+		// An I/O error goes to the guest, and to us as an event. Only for want of space on the host is the machine
+		// paused: that passes, and the guest need not see it.
+		{"werror", "enospc"}, {"rerror", "report"}}
 	if b.Serial != "" {
 		dev = append(dev, prop{"serial", b.Serial})
 	}
