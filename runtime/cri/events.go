@@ -69,7 +69,8 @@ func eventTypes(t supervisor.EventType) (runtimeapi.ContainerEventType, bool) {
 	switch t {
 	case supervisor.EventCreated:
 		return runtimeapi.ContainerEventType_CONTAINER_CREATED_EVENT, true
-	case supervisor.EventStarted:
+	case supervisor.EventStarted, supervisor.EventChanged:
+		// CRI has no event for a change of what runs; after this one kubelet has the new status, and does nothing else.
 		return runtimeapi.ContainerEventType_CONTAINER_STARTED_EVENT, true
 	case supervisor.EventStopped:
 		return runtimeapi.ContainerEventType_CONTAINER_STOPPED_EVENT, true

@@ -42,6 +42,7 @@ func TestEvents(t *testing.T) {
 	send <- supervisor.Event{Type: supervisor.EventCreated, Time: time.Unix(1, 2), Pod: pod}
 	send <- supervisor.Event{Type: "something new", Pod: pod}
 	send <- supervisor.Event{Type: supervisor.EventCreated, Time: time.Unix(3, 0), Pod: pod, VM: &then}
+	send <- supervisor.Event{Type: supervisor.EventChanged, Time: time.Unix(3, 5), Pod: pod, VM: &vm}
 	send <- supervisor.Event{Type: supervisor.EventDeleted, Time: time.Unix(4, 0), Pod: pod, VM: &vm}
 
 	created, exited, running := runtimeapi.ContainerState_CONTAINER_CREATED, runtimeapi.ContainerState_CONTAINER_EXITED, runtimeapi.ContainerState_CONTAINER_RUNNING
@@ -54,6 +55,7 @@ func TestEvents(t *testing.T) {
 	}{
 		{"of_the_sandbox", pod.ID, runtimeapi.ContainerEventType_CONTAINER_CREATED_EVENT, 1e9 + 2, map[string]runtimeapi.ContainerState{vm.ID: running, old.ID: exited}},
 		{"with_the_state_just_after", vm.ID, runtimeapi.ContainerEventType_CONTAINER_CREATED_EVENT, 3e9, map[string]runtimeapi.ContainerState{vm.ID: created, old.ID: exited}},
+		{"a_change_of_what_runs", vm.ID, runtimeapi.ContainerEventType_CONTAINER_STARTED_EVENT, 3e9 + 5, map[string]runtimeapi.ContainerState{vm.ID: running, old.ID: exited}},
 		{"what_is_gone_has_no_status", vm.ID, runtimeapi.ContainerEventType_CONTAINER_DELETED_EVENT, 4e9, map[string]runtimeapi.ContainerState{old.ID: exited}},
 	} {
 		t.Run(want.name, func(t *testing.T) {

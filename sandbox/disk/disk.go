@@ -10,6 +10,8 @@ import (
 	"os"
 	"path/filepath"
 	"syscall"
+
+	"golang.org/x/sys/unix"
 )
 
 // Faults of an image, recognisable by errors.Is. Each comes wrapped with the file and what is wrong in it.
@@ -48,6 +50,15 @@ func AllocatedBytes(path string) (int64, error) {
 		return 0, fmt.Errorf("measuring disk %s: %w", path, err)
 	}
 	return st.Blocks * 512, nil // the unit of st_blocks is always 512 bytes
+}
+
+// Space is what the file system of a path has free for an unprivileged process, and its size, in bytes.
+func Space(path string) (free, total int64, err error) {
+	var st unix.Statfs_t
+	if err := unix.Statfs(path, &st); err != nil {
+		return 0, 0, fmt.Errorf("measuring the space beside %s: %w", path, err)
+	}
+	return int64(st.Bavail) * st.Frsize, int64(st.Blocks) * st.Frsize, nil
 }
 
 // writeFault marks an error of writing as ErrNoSpace where it is one.

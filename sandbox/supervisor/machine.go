@@ -23,8 +23,10 @@ type machine struct {
 	// qemuProc is nil where QEMU has ended and vmwrapper is about to tell.
 	qemuProc *handle
 	// qmp is nil where QEMU did not answer when the daemon took hold of it: such a machine is watched and can be ended.
-	qmp  *qmp.Client
-	once sync.Once
+	qmp *qmp.Client
+	// found is what the machine was doing when QMP first answered.
+	found qmp.RunState
+	once  sync.Once
 }
 
 // errDeaf: QEMU does not answer on its monitor.
@@ -87,8 +89,9 @@ func (s *Supervisor) dial(ctx context.Context, v *vm, m *machine) error {
 	defer cancel()
 	client, err := qmp.Dial(ctx, wrapper.QMPSocket(s.cfg.vmRunDir(v.id())))
 	if err == nil {
-		if _, err = client.QueryStatus(ctx); err == nil {
-			m.qmp = client
+		var st qmp.StatusInfo
+		if st, err = client.QueryStatus(ctx); err == nil {
+			m.qmp, m.found = client, st.Status
 			return nil
 		}
 		_ = client.Close()
@@ -124,10 +127,15 @@ func (s *Supervisor) watch(v *vm, m *machine) {
 	if m.qmp != nil {
 		events = m.qmp.Subscribe().C() // ends with the connection
 	}
+	var short shortage
+	if m.qmp != nil {
+		s.settle(v, m, &short, m.found)
+	}
 	ended := make(chan error, 1)
 	s.tasks.Go(func() { ended <- m.wrapperProc.wait(s.life) })
 	s.tasks.Go(func() {
 		defer m.letGo()
+		defer short.end()
 		for {
 			select {
 			case e, ok := <-events:
@@ -135,7 +143,7 @@ func (s *Supervisor) watch(v *vm, m *machine) {
 					events = nil // QMP is gone; the exit is about to follow
 					continue
 				}
-				s.observe(v, e)
+				s.heed(v, m, &short, e)
 			case err := <-ended:
 				if s.life.Err() != nil {
 					return
@@ -157,7 +165,7 @@ func (s *Supervisor) observe(v *vm, e qmp.Event) {
 		return
 	}
 	changed, err := s.setVM(v, func(rec *VM) bool {
-		if rec.Condition == condition || rec.State == VMExited {
+		if rec.Condition == condition || rec.NoSpace || rec.State == VMExited {
 			return false
 		}
 		rec.Condition = condition
@@ -190,6 +198,7 @@ func (s *Supervisor) conclude(ctx context.Context, v *vm, ex wrapper.Exit) {
 		rec.State = VMExited
 		rec.ExitCode, rec.Reason, rec.Message = out.code, out.reason, out.message
 		rec.FinishedAt = ex.FinishedAt
+		rec.clearPause()
 		if rec.StartedAt.IsZero() { // it ended before a daemon saw it run
 			rec.StartedAt = ex.StartedAt
 		}

@@ -1,6 +1,7 @@
 package supervisor
 
 import (
+	"cmp"
 	"fmt"
 	"strings"
 	"syscall"
@@ -56,17 +57,20 @@ func withStderr(msg string, ex wrapper.Exit) string {
 	return msg + ": " + strings.Join(ex.Stderr, "\n")
 }
 
-// conditionOf tells what an event says of the VM's health.
+// conditionOf tells what an event says of the VM's health. A pause for want of space is another matter: it passes.
 func conditionOf(e qmp.Event) (string, bool) {
 	switch e.Name {
 	case qmp.EventGuestPanicked:
 		return "the guest's kernel panicked", true
 	case qmp.EventBlockIOError:
+		if starved(e) {
+			return "", false
+		}
 		b, err := e.BlockIOError()
 		if err != nil {
 			return "a disk reported an I/O error", true
 		}
-		return fmt.Sprintf("disk %s: %s error (%s)", b.Device, b.Operation, b.Reason), true
+		return fmt.Sprintf("disk %s: %s error (%s)", cmp.Or(b.Device, b.NodeName), b.Operation, b.Reason), true
 	}
 	return "", false
 }

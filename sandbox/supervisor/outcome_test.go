@@ -47,7 +47,8 @@ func TestConditionOf(t *testing.T) {
 		want  string
 	}{
 		{"panic", qmp.Event{Name: qmp.EventGuestPanicked}, "panicked"},
-		{"disk_full", qmp.Event{Name: qmp.EventBlockIOError, Data: []byte(`{"device":"root","operation":"write","action":"stop","nospace":true,"reason":"No space left on device"}`)}, "write error (No space left on device)"},
+		{"disk_fails", qmp.Event{Name: qmp.EventBlockIOError, Data: []byte(`{"device":"","node-name":"root-image","operation":"write","action":"report","nospace":false,"reason":"Input/output error"}`)}, "disk root-image: write error (Input/output error)"},
+		{"disk_full_is_a_pause", qmp.Event{Name: qmp.EventBlockIOError, Data: []byte(fullDisk)}, ""},
 		{"reboot_is_no_condition", qmp.Event{Name: qmp.EventReset}, ""},
 	}
 	for _, c := range cases {

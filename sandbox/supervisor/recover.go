@@ -10,6 +10,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/virtlet/virtlet/netns"
+	"github.com/virtlet/virtlet/qmp"
 	"github.com/virtlet/virtlet/sandbox/wrapper"
 )
 
@@ -235,11 +236,12 @@ func (s *Supervisor) runningMachine(ctx context.Context, v *vm) *machine {
 	if err != nil {
 		return nil
 	}
-	if st, err := m.qmp.QueryStatus(ctx); err != nil || !st.Running {
-		m.letGo()
-		return nil
+	switch m.found {
+	case qmp.RunStateRunning, qmp.RunStateIOError: // the latter ran and is short of space
+		return m
 	}
-	return m
+	m.letGo()
+	return nil
 }
 
 // readopt takes hold of a VM that ran when the last daemon ended, or puts on record how it exited meanwhile.
@@ -324,6 +326,7 @@ func (s *Supervisor) exitedWithHost(ctx context.Context, v *vm) error {
 	_, err := s.setVM(v, func(rec *VM) bool {
 		rec.State, rec.ExitCode, rec.Reason = VMExited, 137, ReasonHostReboot
 		rec.Message, rec.FinishedAt = "the host was rebooted while the VM ran", time.Now()
+		rec.clearPause()
 		return true
 	})
 	if err != nil {

@@ -178,6 +178,8 @@ type VM struct {
 	QEMU    Process        `json:"qemu,omitzero"`
 	// Condition is a fault that the guest or QEMU reported while running (guest panic, block I/O error); empty when well.
 	Condition string `json:"condition,omitempty"`
+	// NoSpace: QEMU has paused the machine since the host has no space for what the guest writes. It goes on by itself.
+	NoSpace bool `json:"noSpace,omitempty"`
 }
 
 // EventType names a change in a pod's or VM's life.
@@ -187,6 +189,8 @@ type EventType string
 const (
 	EventCreated EventType = "created"
 	EventStarted EventType = "started"
+	// EventChanged: a VM that runs is paused for want of space, or goes on.
+	EventChanged EventType = "changed"
 	EventStopped EventType = "stopped"
 	EventDeleted EventType = "deleted"
 )
