@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"syscall"
 	"testing"
@@ -137,6 +138,27 @@ func TestDiskFull(t *testing.T) {
 	pods, _, err := s.Load()
 	if err != nil || len(pods) != 1 || pods[0].ID != "kept" {
 		t.Errorf("pods %v, error %v", pods, err)
+	}
+}
+
+func TestDiskFull_recordsStillFit(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("needs root")
+	}
+	dir := t.TempDir()
+	mustNot(t, syscall.Mount("tmpfs", dir, "tmpfs", 0, "size=8m"))
+	t.Cleanup(func() { _ = syscall.Unmount(dir, 0) })
+	s, err := Open(filepath.Join(dir, "virtlet.db"))
+	mustNot(t, err)
+	defer s.Close()
+	mustNot(t, os.WriteFile(filepath.Join(dir, "ballast"), nil, 0o600))
+	fill(filepath.Join(dir, "ballast"))
+	for i := range 100 {
+		pod := somePod(strconv.Itoa(i))
+		pod.Message = strings.Repeat("x", 10<<10)
+		if err := s.PutPod(pod); err != nil {
+			t.Fatalf("record %d: %v", i, err)
+		}
 	}
 }
 

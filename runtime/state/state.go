@@ -98,6 +98,7 @@ func (s *Store) begin(o options) error {
 	if err := s.migrate(o); err != nil {
 		return err
 	}
+	s.reserve()
 	return s.view(func(tx *bolt.Tx) error {
 		s.id = string(tx.Bucket([]byte(bucketMeta)).Get([]byte(keyID)))
 		if s.id == "" {
@@ -105,6 +106,17 @@ func (s *Store) begin(o options) error {
 		}
 		return nil
 	})
+}
+
+// headroom is by how much the database can grow on a file system that has become full, in bytes.
+const headroom = 4 << 20
+
+// reserve takes that space at once: what frees a full file system is removing VMs, and that too must be recorded. Where
+// it is not to be had, nothing is lost but this.
+func (s *Store) reserve() {
+	if info, err := s.file.Stat(); err == nil {
+		_ = unix.Fallocate(int(s.file.Fd()), unix.FALLOC_FL_KEEP_SIZE, 0, info.Size()+headroom)
+	}
 }
 
 // prepare makes a missing database, and refuses what cannot be one before bbolt would write to it: an empty file
