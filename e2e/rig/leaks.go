@@ -124,7 +124,7 @@ func (r *Rig) strayCgroups() ([]string, error) {
 
 // strayMounts are mounts below the rig's directory but those of the rig itself and of its tests.
 func (r *Rig) strayMounts() ([]string, error) {
-	own := []string{r.Host, r.NetnsDir(), filepath.Join(r.StateDir(), "vms")}
+	own := []string{r.Host, r.NetnsDir(), r.StateDir(), filepath.Join(r.StateDir(), "vms")}
 	b, err := os.ReadFile("/proc/self/mountinfo")
 	if err != nil {
 		return nil, err

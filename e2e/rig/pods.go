@@ -146,8 +146,17 @@ func (p *Pod) Status(ctx context.Context) (*runtimeapi.ContainerStatus, error) {
 	return resp.Status, nil
 }
 
-// AwaitState returns the VM's status as soon as it is in that state. It follows the daemon's events.
+// AwaitState returns the VM's status as soon as it is in that state.
 func (p *Pod) AwaitState(ctx context.Context, want runtimeapi.ContainerState) (*runtimeapi.ContainerStatus, error) {
+	st, err := p.Await(ctx, func(st Status) bool { return st.State == want })
+	if err != nil {
+		return nil, fmt.Errorf("waiting for %s to be %s: %w", p.Name, want, err)
+	}
+	return st, nil
+}
+
+// Await returns the VM's status as soon as it is as wanted. It follows the daemon's events.
+func (p *Pod) Await(ctx context.Context, wanted func(Status) bool) (*runtimeapi.ContainerStatus, error) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	events, err := p.rig.Runtime.GetContainerEvents(ctx, &runtimeapi.GetEventsRequest{})
@@ -162,11 +171,11 @@ func (p *Pod) AwaitState(ctx context.Context, want runtimeapi.ContainerState) (*
 		if err != nil {
 			return nil, err
 		}
-		if st.State == want {
+		if wanted(st) {
 			return st, nil
 		}
 		if _, err := events.Recv(); err != nil {
-			return nil, fmt.Errorf("waiting for %s to be %s, it is %s: %w", p.Name, want, st.State, err)
+			return nil, fmt.Errorf("%s is %s (%q): %w", p.Name, st.State, st.Message, err)
 		}
 	}
 }
