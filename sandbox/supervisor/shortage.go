@@ -170,7 +170,7 @@ func (s *Supervisor) resume(v *vm, sh *shortage) {
 		return changed
 	})
 	if changed {
-		s.vmLog(v).Info("the VM goes on: there is space again")
+		s.vmLog(v).Info("the VM that was paused for want of space goes on")
 		s.noteVM(EventChanged, v)
 	}
 }
