@@ -122,13 +122,13 @@ func spare(t *testing.T, r *rig.Rig, free uint64) {
 	ok(t, unix.Mount("", r.StateDir(), "", unix.MS_REMOUNT, fmt.Sprintf("size=%d,mode=0700", used+free)))
 }
 
-// starve leaves the host 8 MiB and makes the guest write 40, whose checksum comes into /done. It returns when the VM is
+// starve leaves the host 8 MiB and makes the guest write 24, whose checksum comes into /done. It returns when the VM is
 // paused.
 func starve(t *testing.T, r *rig.Rig, p *rig.Pod) {
 	t.Helper()
 	spare(t, r, 8<<20)
 	must[string](t)(p.Exec(within(t, time.Minute),
-		"(head -c 40000000 /dev/urandom | tee /big | md5sum > /sum; sync; mv /sum /done) > /dev/null 2>&1 &"))
+		"(head -c 24000000 /dev/urandom | tee /big | md5sum > /sum; sync; mv /sum /done) > /dev/null 2>&1 &"))
 	awaitMessage(t, p, func(m string) bool { return strings.Contains(m, noSpace) })
 }
 
