@@ -78,7 +78,7 @@ e2e: ## Run the tests that boot VMs; RUN=REGEXP picks tests
 	@# What the node in a VM gets: the programs as released, and tests of packages.
 	@mkdir -p $(E2E_PROGRAMS)/node
 	CGO_ENABLED=0 $(GO) build -trimpath -ldflags "-s -w" -o $(E2E_PROGRAMS)/node/ ./cmd/... ./e2e/node/nodectl
-	CGO_ENABLED=0 $(GO) test -c -o $(E2E_PROGRAMS)/node/ ./cgroups ./netns ./sandbox/supervisor
+	CGO_ENABLED=0 $(GO) test -c -o $(E2E_PROGRAMS)/node/ ./cgroups ./netns ./sandbox/cage ./sandbox/supervisor
 	VIRTLET_E2E_BIN=$(E2E_PROGRAMS) $(GO) test -p 1 -count=1 -timeout $(E2E_TIMEOUT) -exec '"$(AS_ROOT)"' -run '$(value RUN)' $(TESTFLAGS) $(E2E)
 
 .PHONY: bench

@@ -120,7 +120,7 @@ func nodePrograms(dir string) (string, error) {
 	}
 	for _, args := range [][]string{
 		{"build", "-trimpath", "-ldflags", "-s -w", "-o", dir + "/", "../cmd/virtlet", "../cmd/vmwrapper", "./node/nodectl"},
-		{"test", "-c", "-o", dir + "/", "../cgroups", "../netns", "../sandbox/supervisor"},
+		{"test", "-c", "-o", dir + "/", "../cgroups", "../netns", "../sandbox/cage", "../sandbox/supervisor"},
 	} {
 		cmd := exec.Command("go", args...)
 		cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
@@ -142,6 +142,7 @@ func nodeFiles(t *testing.T, programs string) []node.File {
 		program("/opt/faults/virtlet", bin.Virtlet),
 		program("/opt/tests/cgroups.test", filepath.Join(programs, "cgroups.test")),
 		program("/opt/tests/netns.test", filepath.Join(programs, "netns.test")),
+		program("/opt/tests/cage.test", filepath.Join(programs, "cage.test")),
 		program("/opt/tests/supervisor.test", filepath.Join(programs, "supervisor.test")),
 		{Path: "/etc/systemd/system/virtlet.service", Content: strings.ReplaceAll(unit, "@BINDIR@", "/usr/local/bin")},
 		{Path: "/etc/virtlet/virtlet.yaml", Content: "image-local-dirs: [/opt/images]\n"},
@@ -204,6 +205,7 @@ func (h *nodeHost) packages(t *testing.T) {
 	for _, p := range []struct{ name, run string }{
 		{"cgroups", "."},
 		{"netns", "^(TestNetns|TestDo|TestNewBesideIproute|TestJoinCarriesTraffic|TestJoinGivesQueues)$"},
+		{"cage", "."},
 		{"supervisor", "."},
 	} {
 		t.Run(p.name, func(t *testing.T) {
@@ -275,6 +277,10 @@ func (h *nodeHost) pod(t *testing.T) {
 	h.qemu = h.qemuOf(t, p)
 	if argv := h.sh(t, "tr '\\0' ' ' </proc/"+h.qemu+"/cmdline"); !strings.Contains(argv, "-accel kvm") {
 		t.Errorf("QEMU's arguments: %s", argv)
+	}
+	// The unit's own restrictions let the cage be built: a user's process, by its user's /dev/kvm.
+	if status := h.sh(t, "cat /proc/"+h.qemu+"/status"); !strings.Contains(status, "CapBnd:\t0000000000000000") || strings.Contains(status, "Uid:\t0") {
+		t.Errorf("QEMU is in no cage:\n%s", status)
 	}
 	if fds := h.sh(t, "ls -l /proc/"+h.qemu+"/fd"); !strings.Contains(fds, "anon_inode:kvm-vcpu:0") || !strings.Contains(fds, "/dev/vhost-net") {
 		t.Errorf("QEMU has no vCPU of KVM's, or no vhost-net:\n%s", fds)
