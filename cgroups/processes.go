@@ -69,7 +69,8 @@ func (g *Group) Kill() error {
 	if dir := g.unifiedDir(); dir != "" {
 		// Since Linux 5.14 the kernel does it, safe from forks and reused pids.
 		err := os.WriteFile(filepath.Join(dir, "cgroup.kill"), []byte("1"), 0)
-		if err == nil || isGone(err) && !isDir(dir) {
+		// ENODEV: somebody, such as systemd, is removing it; its directory may be there for a moment.
+		if err == nil || errors.Is(err, unix.ENODEV) || isGone(err) && !isDir(dir) {
 			return nil
 		}
 		if !errors.Is(err, fs.ErrNotExist) {
