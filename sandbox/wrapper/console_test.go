@@ -17,6 +17,7 @@ import (
 type memoryLog struct {
 	mu   sync.Mutex
 	text strings.Builder
+	size int // of the records
 }
 
 func (l *memoryLog) put(record []byte) {
@@ -24,6 +25,7 @@ func (l *memoryLog) put(record []byte) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.text.Write(text)
+	l.size += len(record)
 }
 
 func (l *memoryLog) String() string {
@@ -33,10 +35,12 @@ func (l *memoryLog) String() string {
 }
 
 // newGuest gives a console and the guest's end of its line. Everything ends with the test.
-func newGuest(t *testing.T) (*console, net.Conn, *memoryLog) {
+func newGuest(t *testing.T) (*console, net.Conn, *memoryLog) { return newPacedGuest(t, LogSpec{}) }
+
+func newPacedGuest(t *testing.T, spec LogSpec) (*console, net.Conn, *memoryLog) {
 	guest, port := net.Pipe()
 	log := &memoryLog{}
-	c := startConsole(port, log)
+	c := startConsole(port, log, spec.pace())
 	t.Cleanup(func() {
 		guest.Close()
 		<-c.done
@@ -197,7 +201,7 @@ func TestConsole(t *testing.T) {
 func TestClientLeaves(t *testing.T) {
 	guest, port := net.Pipe()
 	defer guest.Close()
-	c := startConsole(port, &memoryLog{})
+	c := startConsole(port, &memoryLog{}, LogSpec{}.pace())
 	attach := func() (*net.UnixConn, chan struct{}) {
 		conn, file, err := socketPair()
 		if err != nil {

@@ -29,6 +29,8 @@ type Exit struct {
 	Panicked   bool      `json:"panicked,omitempty"`
 	StartedAt  time.Time `json:"startedAt"`
 	FinishedAt time.Time `json:"finishedAt"`
+	// LogLost is how many bytes of the console log are gone: the disk was too slow or full, or nobody rotated the log.
+	LogLost int64 `json:"logLost,omitempty"`
 	// Stderr is the tail of QEMU's standard error, in lines.
 	Stderr []string `json:"stderr,omitempty"`
 	// Events are the last QMP events, oldest first.

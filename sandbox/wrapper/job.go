@@ -61,6 +61,11 @@ type LogSpec struct {
 	// Path of the CRI log file, absolute. Missing directories are made 0755, the file 0640. The log is appended to.
 	// Empty means that no log is kept.
 	Path string `json:"path,omitempty"`
+	// Rate, in bytes per second, and Burst, in bytes, bound the log's growth: a guest that has more to say is slowed down.
+	// MaxBytes is the size at which a log that nobody rotates ends. 0 means DefaultLogRate, -Burst and -Size.
+	Rate     int64 `json:"rate,omitempty"`
+	Burst    int64 `json:"burst,omitempty"`
+	MaxBytes int64 `json:"maxBytes,omitempty"`
 }
 
 // Ready is vmwrapper's good news: QEMU has answered a QMP command and waits, paused, for cont.
@@ -112,6 +117,7 @@ func (j Job) validate() error {
 			fault("%s is %q, not an absolute path", p.what, p.path)
 		}
 	}
+	faults = append(faults, j.Log.validate()...)
 	if n := len(j.Domain.NICs); len(j.Links) != n || len(j.Taps) != n {
 		fault("%d NICs, but %d links and %d taps: each NIC needs one of each", n, len(j.Links), len(j.Taps))
 	}

@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"strconv"
 	"sync"
 	"time"
 )
@@ -25,8 +24,12 @@ const (
 )
 
 // logFile is the log on disk behind a bounded buffer. One goroutine puts records in, one (run) writes them.
+//
+// Kubelet rotates logs by renaming the file and having it reopened. Where nobody does, the file ends at its largest
+// size with a marker, and further records are counted and dropped, until it is rotated or cut.
 type logFile struct {
 	path string
+	max  int64 // bytes in one file
 
 	mu       sync.Mutex
 	pending  []byte
@@ -43,13 +46,29 @@ type logFile struct {
 	ended chan struct{} // closed when the writer has ended
 
 	reopenOne sync.Mutex
-	file      logWriter // the writer's own
+
+	// The writer's own:
+	file logWriter
+	size int64 // of the file
+	cut  int64 // bytes dropped since the file was full; above 0 while it is
 }
 
-// logWriter is what the writer needs of an *os.File.
+// logWriter is what the writer needs of a file.
 type logWriter interface {
 	Write([]byte) (int, error)
+	Size() (int64, error)
 	Close() error
+}
+
+// diskFile is a file on a real disk.
+type diskFile struct{ *os.File }
+
+func (f diskFile) Size() (int64, error) {
+	st, err := f.Stat()
+	if err != nil {
+		return 0, err
+	}
+	return st.Size(), nil
 }
 
 type logStats struct {
@@ -58,17 +77,17 @@ type logStats struct {
 }
 
 type reopening struct {
-	file *os.File
+	file diskFile
 	done chan struct{}
 }
 
 // openLogFile opens or makes the log and starts its writer. With an empty path everything is taken and nothing kept.
-func openLogFile(path string) (*logFile, error) {
-	l := &logFile{path: path}
-	if path == "" {
+func openLogFile(spec LogSpec) (*logFile, error) {
+	l := &logFile{path: spec.Path, max: spec.withDefaults().MaxBytes}
+	if l.path == "" {
 		return l, nil
 	}
-	f, err := openAppend(path)
+	f, err := openAppend(l.path)
 	if err != nil {
 		return nil, fmt.Errorf("opening the log: %w", err)
 	}
@@ -77,17 +96,24 @@ func openLogFile(path string) (*logFile, error) {
 }
 
 func (l *logFile) start(f logWriter) {
-	l.file = f
+	l.use(f)
 	l.wake, l.asked, l.room = make(chan struct{}, 1), make(chan struct{}, 1), make(chan struct{}, 1)
 	l.quit, l.ended = make(chan struct{}), make(chan struct{})
 	go l.run()
 }
 
-func openAppend(path string) (*os.File, error) {
+func openAppend(path string) (diskFile, error) {
 	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
-		return nil, err
+		return diskFile{}, err
 	}
-	return os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_APPEND, 0o640)
+	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_APPEND, 0o640)
+	return diskFile{f}, err
+}
+
+// use makes f the file that is written to. One whose size cannot be told counts as empty.
+func (l *logFile) use(f logWriter) {
+	l.file = f
+	l.size, _ = f.Size()
 }
 
 // put queues one whole record. It blocks for logPatience at most, and not again until the disk has taken something.
@@ -158,8 +184,7 @@ func (l *logFile) take(empty []byte) (batch []byte, open bool) {
 	defer l.mu.Unlock()
 	batch, l.pending = l.pending, empty[:0]
 	if l.dropping {
-		text := "[virtlet: " + strconv.FormatInt(l.lost, 10) + " bytes of log lost: the log could not be written fast enough]"
-		l.pending = appendRecord(l.pending, 'F', []byte(text), time.Now())
+		l.pending = appendLoss(l.pending, l.lost, "the log could not be written fast enough")
 		l.dropping, l.lost = false, 0
 	}
 	poke(l.room)
@@ -173,10 +198,11 @@ func (l *logFile) write(batch []byte) bool {
 		if l.exchange() {
 			done = bytes.LastIndexByte(batch[:done], '\n') + 1
 		}
-		if done == len(batch) {
+		fits := l.fit(batch[done:])
+		if fits == 0 {
 			return true
 		}
-		n, err := l.file.Write(batch[done:])
+		n, err := l.file.Write(batch[done : done+fits])
 		done += n
 		l.note(n, err)
 		if err == nil {
@@ -194,6 +220,7 @@ func (l *logFile) write(batch []byte) bool {
 }
 
 func (l *logFile) note(n int, err error) {
+	l.size += int64(n)
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.stats.written += int64(n)
@@ -213,7 +240,7 @@ func (l *logFile) exchange() bool {
 		return false
 	}
 	l.file.Close()
-	l.file = r.file
+	l.use(r.file)
 	close(r.done)
 	return true
 }

@@ -49,6 +49,12 @@ func (d *fakeDisk) Write(p []byte) (int, error) {
 	return n, syscall.ENOSPC
 }
 
+func (d *fakeDisk) Size() (int64, error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return int64(d.text.Len()), nil
+}
+
 func (d *fakeDisk) Close() error {
 	d.closed = true
 	return nil
@@ -60,12 +66,15 @@ func (d *fakeDisk) content() string {
 	return d.text.String()
 }
 
+// newLog is a log without a file yet.
+func newLog(path string) *logFile { return &logFile{path: path, max: DefaultLogSize} }
+
 func record(i int) []byte { return fmt.Appendf(nil, "record %06d\n", i) }
 
 func TestLogFile(t *testing.T) {
 	t.Run("makes its directories and is not for everybody", func(t *testing.T) {
 		path := filepath.Join(t.TempDir(), "pod", "vm", "0.log")
-		l, err := openLogFile(path)
+		l, err := openLogFile(LogSpec{Path: path})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -84,7 +93,7 @@ func TestLogFile(t *testing.T) {
 		if err := os.WriteFile(path, []byte("old\n"), 0o640); err != nil {
 			t.Fatal(err)
 		}
-		l, err := openLogFile(path)
+		l, err := openLogFile(LogSpec{Path: path})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -95,12 +104,12 @@ func TestLogFile(t *testing.T) {
 		}
 	})
 	t.Run("a path that cannot be opened is an error", func(t *testing.T) {
-		if _, err := openLogFile("/dev/null/0.log"); !errors.Is(err, syscall.ENOTDIR) {
+		if _, err := openLogFile(LogSpec{Path: "/dev/null/0.log"}); !errors.Is(err, syscall.ENOTDIR) {
 			t.Errorf("error %v, want ENOTDIR", err)
 		}
 	})
 	t.Run("without a path nothing is kept", func(t *testing.T) {
-		l, err := openLogFile("")
+		l, err := openLogFile(LogSpec{})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -116,7 +125,7 @@ func TestLogFileOnBadDisk(t *testing.T) {
 	t.Run("a held disk delays the console once and then costs records", func(t *testing.T) {
 		synctest.Test(t, func(t *testing.T) {
 			disk := newFakeDisk(-1, true)
-			l := &logFile{path: "x"}
+			l := newLog("x")
 			l.start(disk)
 			l.put(record(0))
 			synctest.Wait() // the writer is in the held write
@@ -155,7 +164,7 @@ func TestLogFileOnBadDisk(t *testing.T) {
 	t.Run("a full disk that gets room again has whole records only", func(t *testing.T) {
 		synctest.Test(t, func(t *testing.T) {
 			disk := newFakeDisk(20, false)
-			l := &logFile{path: "x"}
+			l := newLog("x")
 			l.start(disk)
 			for i := range 4 {
 				l.put(record(i))
@@ -180,7 +189,7 @@ func TestLogFileOnBadDisk(t *testing.T) {
 	})
 	t.Run("reopening leaves a full disk, and the record that was cut comes whole", func(t *testing.T) {
 		disk := newFakeDisk(20, false)
-		l := &logFile{path: filepath.Join(t.TempDir(), "0.log")}
+		l := newLog(filepath.Join(t.TempDir(), "0.log"))
 		l.start(disk)
 		l.put(append(record(0), record(1)...))
 		if err := reopen(t.Context(), l); err != nil {
@@ -197,7 +206,7 @@ func TestLogFileOnBadDisk(t *testing.T) {
 	t.Run("reopening on a held disk fails in time and keeps the old file", func(t *testing.T) {
 		synctest.Test(t, func(t *testing.T) {
 			disk := newFakeDisk(-1, true)
-			l := &logFile{path: filepath.Join(t.TempDir(), "0.log")}
+			l := newLog(filepath.Join(t.TempDir(), "0.log"))
 			l.start(disk)
 			l.put(record(0))
 			synctest.Wait()
@@ -216,7 +225,7 @@ func TestLogFileOnBadDisk(t *testing.T) {
 	})
 	t.Run("the last flush does not wait for ever", func(t *testing.T) {
 		synctest.Test(t, func(t *testing.T) {
-			l := &logFile{path: "x"}
+			l := newLog("x")
 			l.start(newFakeDisk(0, false))
 			l.put(record(0))
 			begin := time.Now()
@@ -229,7 +238,7 @@ func TestLogFileOnBadDisk(t *testing.T) {
 	})
 	t.Run("closing twice over a disk that hangs", func(t *testing.T) {
 		synctest.Test(t, func(t *testing.T) {
-			l, disk := &logFile{path: "x"}, newFakeDisk(-1, true)
+			l, disk := newLog("x"), newFakeDisk(-1, true)
 			l.start(disk)
 			l.put(record(0))
 			l.close()
@@ -251,7 +260,7 @@ func reopen(ctx context.Context, l *logFile) error {
 func TestReopenLogFile(t *testing.T) {
 	t.Run("an error keeps the old file", func(t *testing.T) {
 		dir := filepath.Join(t.TempDir(), "log")
-		l, err := openLogFile(filepath.Join(dir, "0.log"))
+		l, err := openLogFile(LogSpec{Path: filepath.Join(dir, "0.log")})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -274,7 +283,7 @@ func TestReopenLogFile(t *testing.T) {
 	t.Run("in a flood no record is lost or doubled", func(t *testing.T) {
 		dir := t.TempDir()
 		path := filepath.Join(dir, "0.log")
-		l, err := openLogFile(path)
+		l, err := openLogFile(LogSpec{Path: path})
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -60,7 +60,7 @@ func run(ctx context.Context, job Job, ready func(Ready)) (err error) {
 	// Lowering takes CAP_SYS_RESOURCE, which is not everywhere to be had.
 	_ = lowerOOMScore()
 
-	if v.log, err = openLogFile(job.Log.Path); err != nil {
+	if v.log, err = openLogFile(job.Log); err != nil {
 		return err
 	}
 	defer v.log.close()
@@ -102,7 +102,7 @@ func run(ctx context.Context, job Job, ready func(Ready)) (err error) {
 		records = "."
 		v.events.path = eventsName
 	}
-	v.console = startConsole(v.qemu.console, v.log)
+	v.console = startConsole(v.qemu.console, v.log, job.Log.pace())
 	ctl := &control{listener: listener, vm: v}
 	go ctl.serve()
 
@@ -222,6 +222,7 @@ func powerDown(m *qmp.Client, ended <-chan struct{}) {
 // exit gathers all that QEMU's end left in the pipes and says how it ended. The log is flushed when it returns.
 func (v *vm) exit() Exit {
 	e := Exit{StartedAt: v.startedAt, FinishedAt: time.Now()}
+	v.console.finish()
 	late := time.After(drainTimeout)
 	for _, done := range []<-chan struct{}{v.recorded, v.console.done, v.qemu.stderr.done} {
 		select {
@@ -231,6 +232,7 @@ func (v *vm) exit() Exit {
 		}
 	}
 	v.log.close()
+	e.LogLost = v.log.statistics().lost
 
 	e.Code = codeUnknown
 	if state := v.qemu.cmd.ProcessState; state == nil {
