@@ -26,7 +26,7 @@ func (m message) event(now time.Time) Event {
 	if m.Timestamp.Seconds > 0 {
 		e.Time = time.Unix(m.Timestamp.Seconds, m.Timestamp.Microseconds*int64(time.Microsecond))
 	}
-	if len(e.Data) > maxEventData {
+	if len(e.Data) > maxEventData || len(e.Name) > maxEventName {
 		e.Name, e.Data = EventOverflow, nil
 	}
 	return e
@@ -73,7 +73,7 @@ func (c *Client) subscribe() *Subscription {
 }
 
 // C gives the events. It is closed when the subscription or the connection has ended, after the last event that came
-// before. A reader that falls behind by more than 256 events loses the oldest half of them, and in their place gets
+// before. A reader that falls behind by more than 256 events loses half of them, as Thin says, and before the others gets
 // one EventOverflow: whatever it knows of the machine it must ask for anew.
 func (s *Subscription) C() <-chan Event { return s.events }
 
@@ -97,7 +97,7 @@ func (c *Client) publish(e Event) {
 	}
 }
 
-// put appends an event; the newest tell most, so a full buffer loses its oldest. Only the client's goroutine puts,
+// put appends an event, and thins a full buffer. Only the client's goroutine puts,
 // under the lock that guards closing; the subscriber can but take away, so no send here waits.
 func (s *Subscription) put(e Event) {
 	select {
@@ -114,7 +114,7 @@ func (s *Subscription) put(e Event) {
 		}
 	}
 	s.events <- Event{Name: EventOverflow, Time: e.Time}
-	for _, old := range unread[(len(unread)+1)/2:] {
+	for _, old := range Thin(unread, len(unread)/2, func(e Event) EventName { return e.Name }) {
 		s.events <- old
 	}
 	s.events <- e

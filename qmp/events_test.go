@@ -3,6 +3,7 @@ package qmp
 import (
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -127,6 +128,21 @@ func TestSubscribe(t *testing.T) {
 			t.Errorf("got %d events with %d markers, want one marker and at least %d events", seen, marks, ringSize/2)
 		}
 	})
+	run("overflow_keeps_what_is_important", func(t *testing.T) {
+		c := connect(t, negotiate(), event("BLOCK_IO_ERROR", "{}"), event("STOP", ""), storm(2*ringSize), event("RESUME", ""),
+			storm(2*ringSize), event("SHUTDOWN", "{}"), hangUp())
+		sub := c.Subscribe()
+		<-c.Done()
+		var got []EventName
+		for e := range sub.C() {
+			if e.Name != EventRTCChange {
+				got = append(got, e.Name)
+			}
+		}
+		if want := []EventName{EventOverflow, EventBlockIOError, EventStop, EventResume, EventShutdown}; !slices.Equal(got, want) {
+			t.Errorf("got %v, want %v among the others", got, want)
+		}
+	})
 	run("full_but_not_over", func(t *testing.T) {
 		c := connect(t, negotiate(), storm(ringSize), hangUp())
 		sub := c.Subscribe()
@@ -182,6 +198,10 @@ func TestSubscribe(t *testing.T) {
 	})
 	run("event_beyond_reason", func(t *testing.T) {
 		c := connect(t, negotiate(), event("RTC_CHANGE", `"`+strings.Repeat("x", maxEventData)+`"`), event("STOP", ""))
+		wantEvents(t, c.Subscribe(), EventOverflow, EventStop)
+	})
+	run("name_beyond_reason", func(t *testing.T) {
+		c := connect(t, negotiate(), event(strings.Repeat("X", maxEventName+1), ""), event("STOP", ""))
 		wantEvents(t, c.Subscribe(), EventOverflow, EventStop)
 	})
 }

@@ -17,6 +17,8 @@ const (
 	// maxEventData bounds the data of one event, so that a full ring stays small whatever QEMU sends; real events
 	// are below 1 KiB.
 	maxEventData = 64 << 10
+	// maxEventName bounds its name likewise.
+	maxEventName = 64
 )
 
 // request is one command as it goes out.

@@ -42,6 +42,8 @@ type Event struct {
 	Name string          `json:"name"`
 	Time time.Time       `json:"time"`
 	Data json.RawMessage `json:"data,omitempty"`
+	// Repeated is how many earlier events of the name within about a second are not told but by this one.
+	Repeated int `json:"repeated,omitempty"`
 }
 
 // ReadExit returns the exit record of a run directory; errors.Is(err, os.ErrNotExist) while there is none.

@@ -95,20 +95,7 @@ func TestExitRecord(t *testing.T) {
 	})
 }
 
-func newRecorder(t *testing.T) *recorder {
-	t.Helper()
-	r, err := openRecorder(filepath.Join(t.TempDir(), "events.jsonl"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { r.file.Close() })
-	return r
-}
-
 func TestRecorder(t *testing.T) {
-	event := func(name qmp.EventName, data string) qmp.Event {
-		return qmp.Event{Name: name, Time: time.Unix(1, 0), Data: json.RawMessage(data)}
-	}
 	t.Run("the verdict", func(t *testing.T) {
 		tests := []struct {
 			name     string
@@ -151,37 +138,6 @@ func TestRecorder(t *testing.T) {
 					t.Errorf("verdict %+v, panicked %t; want %+v, %t", s, p, tt.shutdown, tt.panicked)
 				}
 			})
-		}
-	})
-	t.Run("a storm of events is bounded in memory and on disk", func(t *testing.T) {
-		r := newRecorder(t)
-		r.record(event(qmp.EventGuestPanicked, `{"action":"none"}`))
-		data := `{"x":"` + strings.Repeat("x", 500) + `"}`
-		const storm = 2000
-		for range storm {
-			r.record(event(qmp.EventRTCChange, data))
-		}
-		r.record(event(qmp.EventBalloonChange, `{"actual":1}`))
-		r.record(event(qmp.EventRTCChange, `"`+strings.Repeat("x", maxEventData)+`"`))
-		for _, path := range []string{r.path, r.path + ".1"} {
-			if st, err := os.Stat(path); err != nil || st.Size() > maxEventsFile {
-				t.Errorf("%s: %d bytes, %v; want %d at most", filepath.Base(path), st.Size(), err, maxEventsFile)
-			}
-			for line := range strings.Lines(readFile(t, path)) {
-				if err := json.Unmarshal([]byte(line), new(Event)); err != nil {
-					t.Fatalf("%q: %v", line, err)
-				}
-			}
-		}
-		all := r.events(storm)
-		if len(all) != keptEvents || all[keptEvents-2].Name != "BALLOON_CHANGE" {
-			t.Errorf("%d events kept, the last but one %+v", len(all), all[len(all)-2])
-		}
-		if len(all[keptEvents-1].Data) > maxEventData {
-			t.Errorf("%d bytes of data kept", len(all[keptEvents-1].Data))
-		}
-		if _, panicked := r.verdict(); !panicked {
-			t.Error("the panic was forgotten")
 		}
 	})
 }
