@@ -136,6 +136,7 @@ func (s *Supervisor) watch(v *vm, m *machine) {
 	s.tasks.Go(func() {
 		defer m.letGo()
 		defer short.end()
+		faults := newFaults()
 		for {
 			select {
 			case e, ok := <-events:
@@ -143,7 +144,11 @@ func (s *Supervisor) watch(v *vm, m *machine) {
 					events = nil // QMP is gone; the exit is about to follow
 					continue
 				}
-				s.heed(v, m, &short, e)
+				if faults.admit(e, v.rec.Load().Condition) {
+					s.heed(v, m, &short, e)
+				}
+			case <-faults.due:
+				s.observe(v, faults.take())
 			case err := <-ended:
 				if s.life.Err() != nil {
 					return
