@@ -86,6 +86,7 @@ func (p *parts) makeMachines(conf Config, host *host) (err error) {
 		QEMU: host.programs.probe, QEMUImg: conf.QEMUImg, Wrapper: findWrapper(conf),
 		Accel: host.accel, AccelWhy: host.why,
 		CgroupDriver: host.driver, DefaultMemory: conf.DefaultMemory, Users: users,
+		ConsoleRate: conf.ConsoleRate, ConsoleLogSize: conf.ConsoleLogSize,
 	}, p.store, network, p.log)
 	return err
 }

@@ -16,6 +16,7 @@ import (
 	"github.com/virtlet/virtlet/runtime/image"
 	"github.com/virtlet/virtlet/sandbox/domain"
 	"github.com/virtlet/virtlet/sandbox/supervisor"
+	"github.com/virtlet/virtlet/sandbox/wrapper"
 )
 
 // Config is all that can be set. Its names, meanings and rules are in the table of settings alone.
@@ -34,6 +35,8 @@ type Config struct {
 	CgroupDriver           string
 	DefaultMemory          int64
 	VMUsers                supervisor.UserRange
+	ConsoleRate            int64
+	ConsoleLogSize         int64
 
 	ImageMaxSize      int64
 	ImageStallTimeout time.Duration
@@ -75,6 +78,8 @@ func defaults() Config {
 		CgroupDriver:      auto,
 		DefaultMemory:     1 << 30,
 		VMUsers:           supervisor.UserRange{First: firstVMUser, Last: firstVMUser + 1<<16 - 1},
+		ConsoleRate:       wrapper.DefaultLogRate,
+		ConsoleLogSize:    wrapper.DefaultLogSize,
 		ImageMaxSize:      image.DefaultMaxBytes,
 		ImageStallTimeout: image.DefaultStallTimeout,
 		StopTimeout:       10 * time.Second,
@@ -109,6 +114,8 @@ func settings(c *Config) []setting {
 		{"cgroup-driver", "kubelet's cgroup driver: auto, cgroupfs or systemd", choice(&c.CgroupDriver, auto, string(cgroups.Cgroupfs), string(cgroups.Systemd))},
 		{"default-memory", "`size` of a guest's RAM where the pod has no memory limit", size(&c.DefaultMemory, domain.MinMemory)},
 		{"vm-users", "`range` (first-last) of user numbers that QEMU and vmwrapper run as, two for each VM; nobody else's", userRange(&c.VMUsers)},
+		{"console-rate", "`size` of what a guest's console may add to its log in a second; a guest with more to say is slowed down", size(&c.ConsoleRate, wrapper.MinLogRate)},
+		{"console-log-size", "largest `size` of a console log that nobody rotates", size(&c.ConsoleLogSize, wrapper.MinLogSize)},
 		{"image-max-size", "largest `size` of an image", size(&c.ImageMaxSize, 1)},
 		{"image-stall-timeout", "a download that brings nothing for so long is given up", duration(&c.ImageStallTimeout)},
 		{"image-plain-http-hosts", "hosts (with or without port) from which images come by plain http", list(&c.ImagePlainHTTP, hostPort)},

@@ -37,6 +37,9 @@ type Config struct {
 	Users UserRange
 	// DefaultMemory is a guest's RAM in bytes where the pod gives no limit.
 	DefaultMemory int64
+	// ConsoleRate is how many bytes of console log a guest may write per second, and ConsoleLogSize where a log ends that
+	// nobody rotates. 0 means vmwrapper's defaults.
+	ConsoleRate, ConsoleLogSize int64
 }
 
 // Network attaches pods to networks; *cni.CNI is the real one.

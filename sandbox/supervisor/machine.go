@@ -216,6 +216,9 @@ func (s *Supervisor) conclude(ctx context.Context, v *vm, ex wrapper.Exit) {
 	} else if err := s.teardown(ctx, v); err != nil {
 		s.vmLog(v).WithError(err).Error("cleaning up after the exit failed; removing the container tries again")
 	}
+	if ex.LogLost > 0 {
+		s.vmLog(v).WithField("bytes", ex.LogLost).Warn("a part of the VM's console log is lost")
+	}
 	s.vmLog(v).WithField("exitCode", out.code).WithField("reason", out.reason).Info("VM exited")
 	s.noteVM(EventStopped, v)
 	// Last: whoever removes or replaces the VM must not work beside this.

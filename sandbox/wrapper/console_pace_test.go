@@ -68,7 +68,7 @@ func TestConsolePace(t *testing.T) {
 	in("a guest that is slowed down never waits long", func(t *testing.T) {
 		_, guest, _ := newPacedGuest(t, LogSpec{})
 		text := strings.Repeat(line, 4)
-		flood(t, guest, text, DefaultLogBurst/len(text))
+		flood(t, guest, text, burstSeconds*DefaultLogRate/len(text))
 		var longest time.Duration
 		for range 1000 {
 			longest = max(longest, flood(t, guest, text, 1))

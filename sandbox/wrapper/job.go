@@ -62,7 +62,8 @@ type LogSpec struct {
 	// Empty means that no log is kept.
 	Path string `json:"path,omitempty"`
 	// Rate, in bytes per second, and Burst, in bytes, bound the log's growth: a guest that has more to say is slowed down.
-	// MaxBytes is the size at which a log that nobody rotates ends. 0 means DefaultLogRate, -Burst and -Size.
+	// MaxBytes is the size at which a log that nobody rotates ends. 0 means DefaultLogRate, eight seconds of the rate, and
+	// DefaultLogSize.
 	Rate     int64 `json:"rate,omitempty"`
 	Burst    int64 `json:"burst,omitempty"`
 	MaxBytes int64 `json:"maxBytes,omitempty"`

@@ -9,9 +9,10 @@ import (
 // What a guest may say on its console where the job does not tell. Kubelet looks every 10 s for logs above 10 MiB: at
 // this rate it finds them before they have grown much.
 const (
-	DefaultLogRate  = 1 << 20
-	DefaultLogBurst = 8 << 20
-	DefaultLogSize  = 256 << 20
+	DefaultLogRate = 1 << 20
+	DefaultLogSize = 256 << 20
+	// burstSeconds of the rate are the default burst: a guest that boots is not slowed down.
+	burstSeconds = 8
 
 	// MinLogRate is that of a serial line at 115200 baud, and MinLogSize what holds a boot.
 	MinLogRate = 11 << 10
@@ -20,13 +21,14 @@ const (
 
 // withDefaults fills in what was left open.
 func (s LogSpec) withDefaults() LogSpec {
-	for _, f := range []struct {
-		value *int64
-		def   int64
-	}{{&s.Rate, DefaultLogRate}, {&s.Burst, DefaultLogBurst}, {&s.MaxBytes, DefaultLogSize}} {
-		if *f.value == 0 {
-			*f.value = f.def
-		}
+	if s.Rate == 0 {
+		s.Rate = DefaultLogRate
+	}
+	if s.Burst == 0 {
+		s.Burst = burstSeconds * s.Rate
+	}
+	if s.MaxBytes == 0 {
+		s.MaxBytes = DefaultLogSize
 	}
 	return s
 }
