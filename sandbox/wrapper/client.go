@@ -91,7 +91,8 @@ func ReopenLog(ctx context.Context, runDir, path string) error {
 // Attach connects to the VM's console: what is read is the guest's output from now on, preceded by the line that it
 // has begun but not ended (a prompt); what is written is typed to the guest. The connection ends with the VM. It is a
 // *net.UnixConn, so the input can be closed alone. A reader that falls behind by more than 64 KiB loses output, which a
-// marker line tells; one that reads nothing at all for 30 s is disconnected. The context governs the set-up only.
+// marker line tells; one that reads nothing at all for 30 s is disconnected. Beyond 64 clients there is an error. The
+// context governs the set-up only.
 func Attach(ctx context.Context, runDir string) (net.Conn, error) {
 	conn, _, err := call(ctx, runDir, opAttach)
 	if err != nil {

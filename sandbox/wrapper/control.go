@@ -9,6 +9,7 @@ import (
 	"net"
 	"os"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -21,6 +22,8 @@ const (
 	reopenTimeout = 5 * time.Second
 	// acceptPause is the time between attempts to accept a connection when the kernel cannot.
 	acceptPause = 100 * time.Millisecond
+	// maxClients is how many may be attached to a console: each may have vmwrapper hold 128 KiB for it.
+	maxClients = 64
 )
 
 // control serves the control socket, one request a connection. Who can connect is root: the socket is 0600 in a 0700
@@ -29,6 +32,7 @@ type control struct {
 	listener *net.UnixListener
 	vm       *vm
 	conns    sync.WaitGroup
+	attached atomic.Int32 // clients, from before the reply until they are served
 }
 
 func (c *control) serve() {
@@ -82,8 +86,8 @@ func (c *control) answer(conn *net.UnixConn) {
 	var r reply
 	if err := json.Unmarshal(line, &req); err != nil {
 		r.Error = fmt.Sprintf("reading the request: %v", err)
-	} else {
-		r = c.carryOut(req, from)
+	} else if r = c.carryOut(req, from); req.Op == opAttach && r.Error == "" {
+		defer c.attached.Add(-1)
 	}
 	doc, err := json.Marshal(r)
 	if err != nil {
@@ -115,6 +119,10 @@ func (c *control) carryOut(req request, from *fileReader) (r reply) {
 			r.Error = err.Error()
 		}
 	case opAttach:
+		if c.attached.Add(1) > maxClients {
+			c.attached.Add(-1)
+			r.Error = fmt.Sprintf("%d clients are attached to the console, which is all that can be; one of them must detach first", maxClients)
+		}
 	default:
 		r.Error = fmt.Sprintf("request %q is not known; known are %q, %q and %q", req.Op, opStatus, opReopen, opAttach)
 	}
