@@ -4,13 +4,14 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"os"
 	"time"
 
 	"github.com/vishvananda/netlink"
-	"golang.org/x/net/bpf"
 	"golang.org/x/sys/unix"
+	"golang.org/x/time/rate"
 )
 
 // DHCPSpec says what to answer, and on which tap.
@@ -33,13 +34,16 @@ type DHCP struct {
 	sock    *os.File
 }
 
-// A guest may send without end; it is answered this often. Ordinary clients send a handful of packets in a lease.
+// A guest may send without end; it is answered this often. A client sends two packets, and a few more where one is lost;
+// a boot has several clients, one after the other: firmware, initramfs, system.
 const (
-	dhcpRate  = 100 // packets per second
-	dhcpBurst = 100
-	// dhcpBacklog in bytes bounds what waits in the kernel meanwhile.
-	dhcpBacklog = 64 << 10
-	dhcpMaxSize = 2048
+	dhcpRate  = 5 // packets per second
+	dhcpBurst = 20
+	// dhcpBacklog in bytes, as the kernel counts them, bounds what waits in the kernel meanwhile: some twenty packets, so
+	// that after a flood the guest does not wait long for the answer to what it asks then.
+	dhcpBacklog = 16 << 10
+	// dhcpMaxSize bounds a request's frame in bytes. Requests are below 600; an MTU's worth leaves room.
+	dhcpMaxSize = etherHeader + 1500
 )
 
 // NewDHCP opens the server's packet socket on the tap. When it returns, requests are kept for Serve: none is lost.
@@ -58,7 +62,7 @@ func NewDHCP(spec DHCPSpec) (*DHCP, error) {
 			return err
 		}
 		d.replier.serverMAC = tap.Attrs().HardwareAddr
-		d.sock, err = listenPacket(tap.Attrs().Index)
+		d.sock, err = listenPacket(tap.Attrs().Index, replier.mac)
 		return err
 	})
 	if err != nil {
@@ -68,17 +72,22 @@ func NewDHCP(spec DHCPSpec) (*DHCP, error) {
 }
 
 // Serve answers until ctx ends or Close is called, and then returns nil; it returns an error when the tap goes away.
-// Malformed and foreign packets are dropped without a word: the guest can send as many as it likes.
+// Malformed and foreign packets are dropped without a word, most of them in the kernel. In a flood the socket is not
+// read, so what is too much is dropped there too, and costs no more than the guest's sending it.
 func (d *DHCP) Serve(ctx context.Context) error {
 	stop := context.AfterFunc(ctx, func() { _ = d.sock.SetReadDeadline(time.Unix(1, 0)) })
 	defer stop()
-	limit := bucket{rate: dhcpRate, burst: dhcpBurst, tokens: dhcpBurst, last: time.Now()}
+	return d.serve(ctx, d.sock)
+}
+
+func (d *DHCP) serve(ctx context.Context, sock io.ReadWriter) error {
+	limit := rate.NewLimiter(dhcpRate, dhcpBurst)
 	buf := make([]byte, dhcpMaxSize)
 	for {
-		if err := limit.wait(ctx); err != nil {
+		if err := limit.Wait(ctx); err != nil {
 			return nil // the end of ctx is the regular end
 		}
-		n, err := d.sock.Read(buf)
+		n, err := sock.Read(buf)
 		switch {
 		case ctx.Err() != nil || errors.Is(err, os.ErrClosed):
 			return nil
@@ -89,7 +98,7 @@ func (d *DHCP) Serve(ctx context.Context) error {
 		}
 		if answer := d.replier.reply(buf[:n]); answer != nil {
 			// A lost answer is asked for again by the guest.
-			_, _ = d.sock.Write(answer)
+			_, _ = sock.Write(answer)
 		}
 	}
 }
@@ -101,14 +110,14 @@ func (d *DHCP) Close() {
 
 // listenPacket opens a packet socket for DHCP requests on one link. It asks for IPv4 and not for all protocols: such
 // a socket sits behind the tc filters, so it gets only what they keep in the netns, and costs the guest's traffic nothing.
-func listenPacket(ifindex int) (*os.File, error) {
+func listenPacket(ifindex int, guest net.HardwareAddr) (*os.File, error) {
 	fd, err := unix.Socket(unix.AF_PACKET, unix.SOCK_RAW|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
 	if err != nil {
 		return nil, fmt.Errorf("opening a packet socket (needs CAP_NET_RAW): %w", err)
 	}
 	f := os.NewFile(uintptr(fd), "dhcp")
 	if err := func() error {
-		prog, err := requestFilter()
+		prog, err := requestFilter(guest)
 		if err != nil {
 			return err
 		}
@@ -126,65 +135,7 @@ func listenPacket(ifindex int) (*os.File, error) {
 	return f, nil
 }
 
-// requestFilter passes unfragmented UDP to port 67 and drops everything else in the kernel.
-func requestFilter() (*unix.SockFprog, error) {
-	raw, err := bpf.Assemble([]bpf.Instruction{
-		bpf.LoadAbsolute{Off: 12, Size: 2}, // EtherType
-		bpf.JumpIf{Cond: bpf.JumpEqual, Val: unix.ETH_P_IP, SkipFalse: 8},
-		bpf.LoadAbsolute{Off: 14 + 9, Size: 1}, // protocol
-		bpf.JumpIf{Cond: bpf.JumpEqual, Val: unix.IPPROTO_UDP, SkipFalse: 6},
-		bpf.LoadAbsolute{Off: 14 + 6, Size: 2}, // more fragments, fragment offset
-		bpf.JumpIf{Cond: bpf.JumpBitsSet, Val: 0x3fff, SkipTrue: 4},
-		bpf.LoadMemShift{Off: 14}, // length of the IP header
-		bpf.LoadIndirect{Off: 14 + 2, Size: 2},
-		bpf.JumpIf{Cond: bpf.JumpEqual, Val: dhcpServerPort, SkipFalse: 1},
-		bpf.RetConstant{Val: dhcpMaxSize},
-		bpf.RetConstant{Val: 0},
-	})
-	if err != nil {
-		return nil, fmt.Errorf("assembling the filter: %w", err)
-	}
-	prog := make([]unix.SockFilter, len(raw))
-	for i, r := range raw {
-		prog[i] = unix.SockFilter{Code: r.Op, Jt: r.Jt, Jf: r.Jf, K: r.K}
-	}
-	return &unix.SockFprog{Len: uint16(len(prog)), Filter: &prog[0]}, nil
-}
-
 func htons(v uint16) uint16 { return v<<8 | v>>8 }
-
-// bucket is a token bucket: so many packets per second, after a burst.
-type bucket struct {
-	rate, burst, tokens float64
-	last                time.Time
-}
-
-// take takes a token and returns 0, or tells how long to wait for the next one.
-func (b *bucket) take(now time.Time) time.Duration {
-	b.tokens = min(b.burst, b.tokens+now.Sub(b.last).Seconds()*b.rate)
-	b.last = now
-	if b.tokens >= 1 {
-		b.tokens--
-		return 0
-	}
-	return time.Duration((1 - b.tokens) / b.rate * float64(time.Second))
-}
-
-func (b *bucket) wait(ctx context.Context) error {
-	for {
-		d := b.take(time.Now())
-		if d == 0 {
-			return ctx.Err()
-		}
-		t := time.NewTimer(d + time.Millisecond)
-		select {
-		case <-t.C:
-		case <-ctx.Done():
-			t.Stop()
-			return ctx.Err()
-		}
-	}
-}
 
 // parseMAC is net.ParseMAC for Ethernet alone.
 func parseMAC(s string) (net.HardwareAddr, error) {

@@ -280,22 +280,3 @@ func FuzzDHCPPacket(f *testing.F) {
 		}
 	})
 }
-
-func TestBucket(t *testing.T) {
-	now := time.Unix(1000, 0)
-	b := bucket{rate: 10, burst: 3, tokens: 3, last: now}
-	for range 3 {
-		if b.take(now) != 0 {
-			t.Fatal("burst is refused")
-		}
-	}
-	if d := b.take(now); d != 100*time.Millisecond {
-		t.Errorf("wait %s", d)
-	}
-	if b.take(now.Add(100*time.Millisecond)) != 0 {
-		t.Error("refused after the wait")
-	}
-	if b.take(now.Add(time.Hour)); b.tokens != 2 {
-		t.Errorf("%v tokens after an hour", b.tokens)
-	}
-}
