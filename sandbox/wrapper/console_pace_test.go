@@ -22,6 +22,22 @@ func flood(t *testing.T, guest net.Conn, text string, n int) time.Duration {
 	return time.Since(begin)
 }
 
+// timedPort tells how long it was not read.
+type timedPort struct {
+	net.Conn
+	last    time.Time
+	longest time.Duration
+}
+
+func (p *timedPort) Read(b []byte) (int, error) {
+	if !p.last.IsZero() {
+		p.longest = max(p.longest, time.Since(p.last))
+	}
+	n, err := p.Conn.Read(b)
+	p.last = time.Now()
+	return n, err
+}
+
 func TestConsolePace(t *testing.T) {
 	slow := LogSpec{Rate: 64 << 10, Burst: 256 << 10}
 	line := strings.Repeat("x", 63) + "\n"
@@ -66,15 +82,14 @@ func TestConsolePace(t *testing.T) {
 		paced(t, slow, log, flood(t, guest, strings.Repeat("\n", 64), 1000))
 	})
 	in("a guest that is slowed down never waits long", func(t *testing.T) {
-		_, guest, _ := newPacedGuest(t, LogSpec{})
-		text := strings.Repeat(line, 4)
-		flood(t, guest, text, burstSeconds*DefaultLogRate/len(text))
-		var longest time.Duration
-		for range 1000 {
-			longest = max(longest, flood(t, guest, text, 1))
-		}
-		if longest == 0 || longest > 20*time.Millisecond {
-			t.Errorf("a write took %s, want some time, but 20 ms at most", longest)
+		guest, end := net.Pipe()
+		port := &timedPort{Conn: end}
+		c := startConsole(port, &memoryLog{}, LogSpec{Rate: slow.Rate, Burst: 1}.pace())
+		flood(t, guest, strings.Repeat(line, 2*consoleRead/len(line)), 20)
+		guest.Close()
+		<-c.done
+		if port.longest < time.Millisecond || port.longest > 20*time.Millisecond {
+			t.Errorf("the port was not read for %s, want some time, but 20 ms at most", port.longest)
 		}
 	})
 	in("silence earns a new burst", func(t *testing.T) {

@@ -126,6 +126,10 @@ func TestEventStorm(t *testing.T) {
 				s.send(qmp.EventName(fmt.Sprintf("STORM_%d", i)), `{}`, 20)
 			}
 			s.send(qmp.EventName(name), `{"guest":true,"reason":"guest-shutdown"}`, 1)
+			synctest.Wait()
+			if last := s.recorder.events(1)[0]; last.Name != name {
+				t.Errorf("%s is not recorded at once, the last is %s", name, last.Name)
+			}
 			time.Sleep(eventWindow / 2)
 		}
 		s.end()
