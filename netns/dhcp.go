@@ -84,12 +84,15 @@ func (d *DHCP) serve(ctx context.Context, sock io.ReadWriter) error {
 	limit := rate.NewLimiter(dhcpRate, dhcpBurst)
 	buf := make([]byte, dhcpMaxSize)
 	for {
-		if err := limit.Wait(ctx); err != nil {
-			return nil // the end of ctx is the regular end
+		if limit.Wait(ctx) != nil {
+			return nil //nolint:nilerr // the end of ctx is the regular end
 		}
 		n, err := sock.Read(buf)
+		if ctx.Err() != nil {
+			return nil //nolint:nilerr // the same end
+		}
 		switch {
-		case ctx.Err() != nil || errors.Is(err, os.ErrClosed):
+		case errors.Is(err, os.ErrClosed):
 			return nil
 		case errors.Is(err, unix.ENOBUFS) || errors.Is(err, unix.EINTR):
 			continue
