@@ -128,7 +128,7 @@ func TestLogSpec(t *testing.T) {
 		{name: "negative", spec: LogSpec{Burst: -1}, want: "log.burst is -1 bytes"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			err := Job{VMID: "x", QEMU: "/q", RunDir: "/r", Log: tt.spec}.validate()
+			err := Job{VMID: "x", QEMU: "/q", RunDir: "/r", UID: 70000, Log: tt.spec}.validate()
 			if tt.want == "" && err != nil || tt.want != "" && (err == nil || !strings.Contains(err.Error(), tt.want)) {
 				t.Errorf("error %v, want %q", err, tt.want)
 			}

@@ -36,7 +36,7 @@ func TestAttachLimit(t *testing.T) {
 			t.Fatalf("one too many: %v", err)
 		}
 	}
-	if err := ReopenLog(t.Context(), dir); err == nil || !strings.Contains(err.Error(), "keeps no log") {
+	if err := ReopenLog(t.Context(), dir, ""); err == nil || !strings.Contains(err.Error(), "keeps no log") {
 		t.Errorf("another request: %v", err)
 	}
 	clients[0].Close()

@@ -91,7 +91,7 @@ func openLogFile(spec LogSpec) (*logFile, error) {
 	if err != nil {
 		return nil, fmt.Errorf("opening the log: %w", err)
 	}
-	l.start(f)
+	l.start(diskFile{f})
 	return l, nil
 }
 
@@ -102,12 +102,11 @@ func (l *logFile) start(f logWriter) {
 	go l.run()
 }
 
-func openAppend(path string) (diskFile, error) {
+func openAppend(path string) (*os.File, error) {
 	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
-		return diskFile{}, err
+		return nil, err
 	}
-	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_APPEND, 0o640)
-	return diskFile{f}, err
+	return os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_APPEND, 0o640)
 }
 
 // use makes f the file that is written to. One whose size cannot be told counts as empty.
@@ -257,7 +256,7 @@ func (l *logFile) reopen(ctx context.Context, f *os.File) error {
 	l.reopenOne.Lock()
 	defer l.reopenOne.Unlock()
 	var err error
-	r := &reopening{file: f, done: make(chan struct{})}
+	r := &reopening{file: diskFile{f}, done: make(chan struct{})}
 	l.mu.Lock()
 	l.next = r
 	l.mu.Unlock()

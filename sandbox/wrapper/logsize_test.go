@@ -50,12 +50,12 @@ func TestLogSize(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		l.start(f)
+		l.start(diskFile{f})
 		return l, path
 	}
 	reopen := func(t *testing.T, l *logFile) {
 		t.Helper()
-		if err := l.reopen(t.Context()); err != nil {
+		if err := reopen(t.Context(), l); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -130,7 +130,7 @@ func TestLogSize(t *testing.T) {
 			t.Fatal(err)
 		}
 		l := &logFile{path: path, max: smallLog}
-		l.start(f)
+		l.start(diskFile{f})
 		fill(l, 0, 100)
 		l.close()
 		wantRecords(t, strings.TrimPrefix(readFile(t, path), old), 0, full)

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"errors"
 	"os"
+	"regexp"
 	"strconv"
 	"strings"
 	"testing"
@@ -54,7 +55,9 @@ func TestConsoleOfVM(t *testing.T) {
 		}
 		all += logText(t, job.Log.Path)
 		_, flood, _ := strings.Cut(all, "line 0000\n")
-		if flood = "line 0000\n" + strings.ReplaceAll(flood, "F ", ""); flood != floodText() {
+		// On a busy host a line may come in parts.
+		flood = "line 0000\n" + regexp.MustCompile(`(?m)^P (.*)\n`).ReplaceAllString(flood, "$1")
+		if flood = strings.ReplaceAll(flood, "F ", ""); flood != floodText() {
 			t.Errorf("%d bytes of flood in the logs, want %d", len(flood), len(floodText()))
 		}
 	})
