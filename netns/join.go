@@ -21,6 +21,8 @@ type JoinSpec struct {
 	Tap string `json:"tap"`
 	// Queues of the tap, one or more; 0 means one.
 	Queues int `json:"queues"`
+	// MaySpoof lets the guest send from every address, see tapFilters.
+	MaySpoof bool `json:"maySpoof,omitempty"`
 }
 
 // Join is a tap joined to a link. Its files are for QEMU; the owner closes its own copies once QEMU has them, or leaves
@@ -35,7 +37,7 @@ type Join struct {
 // frames those with its own addresses go out (see tapFilters); DHCP requests stay in the netns. Remains of an earlier
 // join by the same spec are undone first. On error nothing stays behind.
 func OpenJoin(spec JoinSpec) (j *Join, err error) {
-	filters, err := tapFilters(spec.Link)
+	filters, err := tapFilters(spec.Link, spec.MaySpoof)
 	if err != nil {
 		return nil, err
 	}
@@ -174,19 +176,9 @@ func redirect(from, to netlink.Link, filters []filter) error {
 	if err := retry(func() error { return netlink.QdiscAdd(qdisc) }); err != nil {
 		return fmt.Errorf("adding an ingress qdisc to %s: %w", name, err)
 	}
-	for _, f := range filters {
-		u := &netlink.U32{
-			FilterAttrs: netlink.FilterAttrs{
-				LinkIndex: from.Attrs().Index, Parent: netlink.MakeHandle(0xffff, 0), Priority: f.priority, Protocol: f.protocol,
-			},
-			// Clipped, because netlink sends as many keys as the slice has room for.
-			Sel: &netlink.TcU32Sel{Flags: netlink.TC_U32_TERMINAL, Keys: slices.Clip(f.keys), Nkeys: uint8(len(f.keys))},
-		}
-		if f.redirect {
-			u.Actions = []netlink.Action{netlink.NewMirredAction(to.Attrs().Index)}
-		}
+	for _, u := range classifiers(filters, from.Attrs().Index, to.Attrs().Index) {
 		if err := retry(func() error { return netlink.FilterAdd(u) }); err != nil {
-			return fmt.Errorf("adding a filter of priority %d to %s (the kernel needs cls_u32 and act_mirred): %w", f.priority, name, err)
+			return fmt.Errorf("adding a filter of priority %d to %s (the kernel needs cls_u32 and act_mirred): %w", u.Priority, name, err)
 		}
 	}
 	return nil
