@@ -41,6 +41,7 @@ default-memory: 1.5Gi
 cni-timeout: 90s
 accel: tcg
 log-level: debug
+allow-spoofing: true
 image-plain-http-hosts: [registry, "10.0.0.1:80", "::1", "[::1]:80"]
 `, "--accel=kvm", "--cni-exclusive", "--image-local-dirs=/x,/y", "--image-local-dirs=/z")
 	if err != nil {
@@ -48,6 +49,7 @@ image-plain-http-hosts: [registry, "10.0.0.1:80", "::1", "[::1]:80"]
 	}
 	want := defaults()
 	want.StateDir, want.CNIBinDirs, want.Handlers = "/srv/virtlet", []string{"/a", "/b"}, []string{"vm"}
+	want.AllowSpoofing = true
 	want.DefaultMemory, want.CNITimeout, want.CNIExclusive, want.LogLevel = 1536<<20, 90*time.Second, true, "debug"
 	want.Accel, want.ImageLocalDirs = "kvm", []string{"/x", "/y", "/z"}
 	want.ImagePlainHTTP = []string{"registry", "10.0.0.1:80", "::1", "[::1]:80"}
@@ -87,6 +89,7 @@ func TestConfigFile_refused(t *testing.T) {
 		"no_duration":       {"cni-timeout: 90\n", `:1: cni-timeout: "90" is not a length of time`},
 		"negative_duration": {"cni-timeout: -1s\n", "is not a length of time"},
 		"no_bool":           {"cni-exclusive: maybe\n", `:1: cni-exclusive: "maybe" is neither true nor false`},
+		"spoofing_perhaps":  {"allow-spoofing: some\n", `:1: allow-spoofing: "some" is neither true nor false`},
 		"socket_too_long":   {"listen: /" + strings.Repeat("x", 107) + "\n", ":1: listen: has 108 bytes; the kernel takes 107"},
 		"streams_to_all":    {"streaming-address: 0.0.0.0:1\n", "is not on loopback"},
 		"streams_no_port":   {"streaming-address: 127.0.0.1\n", "is not an address such as"},

@@ -65,6 +65,7 @@ func assemble(ctx context.Context, conf Config, log *logrus.Entry) (_ *parts, er
 	p.cri = cri.New(cri.Config{
 		Version:        readVersion().Version,
 		Handlers:       conf.Handlers,
+		AllowSpoofing:  conf.AllowSpoofing,
 		CgroupDriver:   host.driver,
 		DiskMountpoint: diskMount,
 		Health:         host.programs.check,
@@ -243,6 +244,7 @@ func (h *host) facts(conf Config) map[string]any {
 			"stateDir": conf.StateDir, "runDir": conf.RunDir, "netnsDir": conf.NetnsDir, "listen": conf.Listen,
 			"streamingAddress": conf.StreamingAddress, "cniConfDir": conf.CNIConfDir, "cniBinDirs": conf.CNIBinDirs,
 			"qemuImg": conf.QEMUImg, "vmwrapper": conf.Wrapper, "defaultMemory": conf.DefaultMemory,
+			"allowSpoofing": conf.AllowSpoofing,
 		},
 	}
 }

@@ -30,6 +30,8 @@ type Config struct {
 	CNITimeout   time.Duration
 	CNIExclusive bool
 
+	AllowSpoofing bool // by the guests of pods that ask for it
+
 	QEMU, QEMUImg, Wrapper string
 	Accel                  string
 	CgroupDriver           string
@@ -107,6 +109,7 @@ func settings(c *Config) []setting {
 		{"cni-bin-dir", "directories of the CNI plugins, in the order of search", list(&c.CNIBinDirs, absolute)},
 		{"cni-timeout", "how long all CNI plugins of one pod may take together", duration(&c.CNITimeout)},
 		{"cni-exclusive", "no other runtime on this node uses the CNI network, so plugins may free what no VM pod has", boolean(&c.CNIExclusive)},
+		{"allow-spoofing", "pods may ask by annotation for a guest that sends with the addresses of others", boolean(&c.AllowSpoofing)},
 		{"qemu", "QEMU's system emulator: a `program` in PATH or an absolute path", text(&c.QEMU, program)},
 		{"qemu-img", "QEMU's image tool: a `program` in PATH or an absolute path", text(&c.QEMUImg, program)},
 		{"vmwrapper", "the `program` that keeps one VM; looked up in PATH, then beside virtlet", text(&c.Wrapper, program)},

@@ -21,6 +21,8 @@ type Options struct {
 	SSHKeys []string
 	// UserData is for cloud-init, and begins with the mark of its form.
 	UserData []byte
+	// AllowSpoofing lets the guest send with every MAC and address. Whether a pod may have it is the node's to say.
+	AllowSpoofing bool
 }
 
 // prefix marks the annotations that are for us.
@@ -39,6 +41,7 @@ func table() []row {
 		{"VirtletRootVolumeSize", parseRootVolumeSize},
 		{"VirtletSSHKeys", parseSSHKeys},
 		{"VirtletCloudInitUserData", parseUserData},
+		{"VirtletAllowSpoofing", parseAllowSpoofing},
 
 		{"VirtletDiskDriver", nil},
 		{"VirtletCPUModel", nil},

@@ -41,6 +41,8 @@ func TestParse(t *testing.T) {
 			Options{UserData: []byte("Content-Type: multipart/mixed; boundary=\"x\"\n--x")}},
 		{"template", map[string]string{"VirtletCloudInitUserData": "## template: jinja\n#cloud-config\n{% x %}"},
 			Options{UserData: []byte("## template: jinja\n#cloud-config\n{% x %}")}},
+		{"spoofing", map[string]string{"VirtletAllowSpoofing": "true"}, Options{AllowSpoofing: true}},
+		{"no_spoofing", map[string]string{"VirtletAllowSpoofing": "false"}, Options{}},
 		{"all", map[string]string{"VirtletVCPUCount": "2", "VirtletRootVolumeSize": "1Gi", "VirtletSSHKeys": ed25519Key, "VirtletCloudInitUserData": "#!/bin/sh"},
 			Options{VCPUs: 2, RootVolumeSize: 1 << 30, SSHKeys: []string{ed25519Key}, UserData: []byte("#!/bin/sh")}},
 	}
@@ -88,7 +90,10 @@ func TestParseRefuses(t *testing.T) {
 		{"userdata_broken", "VirtletCloudInitUserData", "#cloud-config\na: [secretsecret\n", "not valid YAML"},
 		{"userdata_unknown_alias", "VirtletCloudInitUserData", "a: *secretsecret\n", "not valid YAML"},
 		{"userdata_comment_alone", "VirtletCloudInitUserData", "#cloud-config\n# nothing\n", "not"},
-		{"misspelt", "VirtletVCPUcount", "2", "VirtletVCPUCount, VirtletRootVolumeSize, VirtletSSHKeys, VirtletCloudInitUserData"},
+		{"spoofing_empty", "VirtletAllowSpoofing", "", `"true" or "false"`},
+		{"spoofing_nearly", "VirtletAllowSpoofing", "1", `"true" or "false"`},
+		{"spoofing_loud", "VirtletAllowSpoofing", "TRUE", `"true" or "false"`},
+		{"misspelt", "VirtletVCPUcount", "2", "VirtletVCPUCount, VirtletRootVolumeSize, VirtletSSHKeys, VirtletCloudInitUserData, VirtletAllowSpoofing"},
 		{"of_the_predecessor", "VirtletDiskDriver", "virtio", "not supported yet"},
 	}
 	for _, tc := range tests {

@@ -1,6 +1,7 @@
 package annotations
 
 import (
+	"errors"
 	"fmt"
 	"strconv"
 	"strings"
@@ -17,6 +18,18 @@ func parseVCPUCount(value string, o *Options) error {
 		return fmt.Errorf("must be a whole number from 1 to %d", domain.MaxCPUs)
 	}
 	o.VCPUs = n
+	return nil
+}
+
+// parseAllowSpoofing takes the two words alone: a right is not given for something that resembles one.
+func parseAllowSpoofing(value string, o *Options) error {
+	switch strings.TrimSpace(value) {
+	case "true":
+		o.AllowSpoofing = true
+	case "false":
+	default:
+		return errors.New(`must be "true" or "false"`)
+	}
 	return nil
 }
 

@@ -12,7 +12,6 @@ import (
 	"google.golang.org/grpc/status"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
-	"github.com/virtlet/virtlet/runtime/annotations"
 	"github.com/virtlet/virtlet/runtime/image"
 	"github.com/virtlet/virtlet/sandbox/supervisor"
 )
@@ -23,7 +22,7 @@ func (s *Server) CreateContainer(ctx context.Context, req *runtimeapi.CreateCont
 	if err != nil {
 		return nil, err
 	}
-	spec, err := vmSpec(p, req.GetConfig())
+	spec, err := s.vmSpec(p, req.GetConfig())
 	if err != nil {
 		return nil, err
 	}
@@ -50,7 +49,7 @@ func (s *Server) CreateContainer(ctx context.Context, req *runtimeapi.CreateCont
 
 // vmSpec validates a container's config and translates all of it but the image. Virtlet's own options are the pod's
 // annotations.
-func vmSpec(p supervisor.Pod, config *runtimeapi.ContainerConfig) (supervisor.VMSpec, error) {
+func (s *Server) vmSpec(p supervisor.Pod, config *runtimeapi.ContainerConfig) (supervisor.VMSpec, error) {
 	meta := config.GetMetadata()
 	switch {
 	case config == nil:
@@ -70,8 +69,7 @@ func vmSpec(p supervisor.Pod, config *runtimeapi.ContainerConfig) (supervisor.VM
 	checkContainerSecurity(&bad, config.GetLinux().GetSecurityContext())
 	checkStopSignal(&bad, config.GetStopSignal())
 	limits := limitsOf(&bad, config.GetLinux().GetResources())
-	options, err := annotations.Parse(p.Spec.Annotations)
-	bad.addErr(err)
+	options := s.podOptions(&bad, p.Spec.Annotations)
 	if err := bad.err("container %q of pod %s/%s", meta.GetName(), p.Spec.Namespace, p.Spec.Name); err != nil {
 		return supervisor.VMSpec{}, err
 	}
@@ -95,6 +93,7 @@ func vmSpec(p supervisor.Pod, config *runtimeapi.ContainerConfig) (supervisor.VM
 		RootSize:  options.RootVolumeSize,
 		SSHKeys:   options.SSHKeys,
 		UserData:  options.UserData,
+		MaySpoof:  options.AllowSpoofing,
 		Resources: limits,
 	}, nil
 }

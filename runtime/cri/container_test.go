@@ -89,8 +89,8 @@ func TestCreateContainer(t *testing.T) {
 }
 
 func TestCreateContainer_annotations(t *testing.T) {
-	create := func(annotations map[string]string) (supervisor.VMSpec, error) {
-		b := newBench(t)
+	create := func(annotations map[string]string, change ...func(*Config)) (supervisor.VMSpec, error) {
+		b := newBench(t, change...)
 		pod := b.addPod(func(p *supervisor.Pod) { p.Spec.Annotations = annotations })
 		path, _ := b.pull(t, "disk.img", "content")
 		_, err := b.runtime.CreateContainer(t.Context(), kubeletContainer(pod.ID, path))
@@ -104,11 +104,24 @@ func TestCreateContainer_annotations(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if got.VCPUs != 3 || got.RootSize != 2<<30 || !strings.Contains(string(got.UserData), "{}") {
+		if got.MaySpoof || got.VCPUs != 3 || got.RootSize != 2<<30 || !strings.Contains(string(got.UserData), "{}") {
 			t.Errorf("got %+v", got)
 		}
 	})
+	t.Run("spoofing_that_the_node_allows", func(t *testing.T) {
+		got, err := create(map[string]string{"VirtletAllowSpoofing": "true"}, func(c *Config) { c.AllowSpoofing = true })
+		if err != nil || !got.MaySpoof {
+			t.Errorf("got %+v, %v", got, err)
+		}
+	})
+	t.Run("spoofing_is_asked_for", func(t *testing.T) {
+		got, err := create(nil, func(c *Config) { c.AllowSpoofing = true })
+		if err != nil || got.MaySpoof {
+			t.Errorf("got %+v, %v", got, err)
+		}
+	})
 	for name, tc := range map[string]struct{ annotations map[string]string }{
+		"spoofing_no_longer_allowed":  {map[string]string{"VirtletAllowSpoofing": "true"}},
 		"malformed":                   {map[string]string{"VirtletVCPUCount": "x"}},
 		"disk_smaller_than_its_image": {map[string]string{"VirtletRootVolumeSize": "1"}},
 	} {

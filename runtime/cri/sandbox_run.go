@@ -58,8 +58,7 @@ func (s *Server) podSpec(req *runtimeapi.RunPodSandboxRequest) (supervisor.PodSp
 	ports := portMappings(&bad, config.GetPortMappings())
 	dns := dnsConfig(&bad, config.GetDnsConfig())
 	bandwidth := podBandwidth(&bad, config.GetAnnotations())
-	_, err := annotations.Parse(config.GetAnnotations()) // used by CreateContainer; a fault is told before anything is made
-	bad.addErr(err)
+	s.podOptions(&bad, config.GetAnnotations()) // used by CreateContainer; a fault is told before anything is made
 	if err := bad.err("pod %s/%s", meta.GetNamespace(), meta.GetName()); err != nil {
 		return supervisor.PodSpec{}, err
 	}
@@ -84,6 +83,16 @@ func (s *Server) podSpec(req *runtimeapi.RunPodSandboxRequest) (supervisor.PodSp
 		Bandwidth:    bandwidth,
 		Config:       echo,
 	}, nil
+}
+
+// podOptions reads Virtlet's own annotations and holds them to what this node allows.
+func (s *Server) podOptions(bad *faults, of map[string]string) annotations.Options {
+	options, err := annotations.Parse(of)
+	bad.addErr(err)
+	if options.AllowSpoofing && !s.cfg.AllowSpoofing {
+		bad.add("annotation VirtletAllowSpoofing: this node allows no guest to send with the addresses of others: remove it, or set virtlet's `allow-spoofing`")
+	}
+	return options
 }
 
 // maxName bounds the names that come from Kubernetes objects.

@@ -137,6 +137,9 @@ func TestRunPodSandbox_refused(t *testing.T) {
 		{"annotations", func(_ *runtimeapi.RunPodSandboxRequest, c *config) {
 			c.Annotations["VirtletVCPUCount"], c.Annotations["VirtletTypo"] = "many", "1"
 		}, "VirtletVCPUCount"},
+		{"spoofing_that_the_node_forbids", func(_ *runtimeapi.RunPodSandboxRequest, c *config) {
+			c.Annotations["VirtletAllowSpoofing"] = "true"
+		}, "set virtlet's `allow-spoofing`"},
 		{"several_at_once", func(_ *runtimeapi.RunPodSandboxRequest, c *config) {
 			c.Metadata.Uid, c.LogDirectory = "", "x"
 		}, `metadata.uid is empty; log_directory "x"`},
@@ -152,6 +155,14 @@ func TestRunPodSandbox_refused(t *testing.T) {
 				t.Errorf("something was made: %q", b.machines.calls)
 			}
 		})
+	}
+}
+
+func TestRunPodSandbox_spoofing(t *testing.T) {
+	b, req := newBench(t, func(c *Config) { c.AllowSpoofing = true }), kubeletPod()
+	req.Config.Annotations["VirtletAllowSpoofing"] = "true"
+	if _, err := b.runtime.RunPodSandbox(t.Context(), req); err != nil {
+		t.Error(err)
 	}
 }
 

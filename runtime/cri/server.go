@@ -54,6 +54,8 @@ type Config struct {
 	Version string
 	// Handlers are the runtime handlers that sandboxes may ask for; "" is the default one.
 	Handlers []string
+	// AllowSpoofing lets pods ask for guests that send with the addresses of others.
+	AllowSpoofing bool
 	// CgroupDriver is what kubelet is told to use too.
 	CgroupDriver cgroups.Driver
 	// DiskMountpoint is where the file system of the VMs' disks is mounted.

@@ -120,6 +120,8 @@ type VMSpec struct {
 	RootSize int64    `json:"rootSize,omitempty"`
 	SSHKeys  []string `json:"sshKeys,omitempty"`
 	UserData []byte   `json:"userData,omitempty"`
+	// MaySpoof lets the guest send with every MAC and address.
+	MaySpoof bool `json:"maySpoof,omitempty"`
 	// Resources as asked; Resources.Memory is the guest's RAM (0 = the configured default).
 	Resources cgroups.Limits `json:"resources"`
 }
