@@ -231,13 +231,16 @@ func TestPodSeveralNICs(t *testing.T) {
 	}
 }
 
-// TestPodDualStack: the IPv6 address goes to the guest through the seed, since our DHCP speaks IPv4.
-func TestPodDualStack(t *testing.T) {
-	r, image := host(t, rig.Options{CNI: `{"cniVersion": "1.0.0", "name": "rig", "plugins": [
+// dualStack is the default network with IPv6.
+const dualStack = `{"cniVersion": "1.0.0", "name": "rig", "plugins": [
 		{"type": "bridge", "bridge": "BRIDGE", "isGateway": true, "ipMasq": true, "hairpinMode": true,
 		 "ipam": {"type": "host-local", "dataDir": "DATADIR", "ranges": [[{"subnet": "SUBNET"}], [{"subnet": "fd00:88::/64"}]],
 		          "routes": [{"dst": "0.0.0.0/0"}, {"dst": "::/0"}]}},
-		{"type": "portmap", "capabilities": {"portMappings": true}, "snat": true}]}`})
+		{"type": "portmap", "capabilities": {"portMappings": true}, "snat": true}]}`
+
+// TestPodDualStack: the IPv6 address goes to the guest through the seed, since our DHCP speaks IPv4.
+func TestPodDualStack(t *testing.T) {
+	r, image := host(t, rig.Options{CNI: dualStack})
 	a, b := boot(t, r, "dual-a", image), boot(t, r, "dual-b", image)
 	status, _ := inspect(t, r, a)
 	if len(status.AdditionalIps) != 1 || !strings.HasPrefix(status.AdditionalIps[0].Ip, "fd00:88::") || !strings.HasPrefix(status.Ip, "10.88.") {

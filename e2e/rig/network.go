@@ -20,6 +20,7 @@ type Sniffer struct {
 	mu     sync.Mutex
 	frames [][]byte
 	err    error
+	news   chan struct{} // holds one element when frames came since Await last looked
 }
 
 // allProtocols is ETH_P_ALL in network byte order.
@@ -35,7 +36,7 @@ func (r *Rig) Sniff() (*Sniffer, error) {
 	if err != nil {
 		return nil, fmt.Errorf("listening to the frames in the host network: %w", err)
 	}
-	s := &Sniffer{file: os.NewFile(uintptr(fd), "packet socket"), done: make(chan struct{})}
+	s := &Sniffer{file: os.NewFile(uintptr(fd), "packet socket"), done: make(chan struct{}), news: make(chan struct{}, 1)}
 	go s.listen()
 	return s, nil
 }
@@ -52,6 +53,10 @@ func (s *Sniffer) listen() {
 			s.err = err
 		}
 		s.mu.Unlock()
+		select {
+		case s.news <- struct{}{}:
+		default:
+		}
 		if err != nil && !errors.Is(err, unix.ENETDOWN) {
 			return
 		}
@@ -69,6 +74,18 @@ func (s *Sniffer) Frames(match func(frame []byte) bool) [][]byte {
 		}
 	}
 	return found
+}
+
+// Await returns when a frame has come for which match is true.
+func (s *Sniffer) Await(ctx context.Context, match func(frame []byte) bool) error {
+	for len(s.Frames(match)) == 0 {
+		select {
+		case <-s.news:
+		case <-ctx.Done():
+			return fmt.Errorf("waiting for a frame: %w", ctx.Err())
+		}
+	}
+	return nil
 }
 
 // Close ends the listening; its error tells that frames may have been missed.

@@ -1,10 +1,13 @@
 package rig
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
+	"net/http"
 	"net/url"
 	"os"
 	"path/filepath"
@@ -201,6 +204,26 @@ func (p *Pod) Exec(ctx context.Context, command string) (string, error) {
 // Fetch fetches another path from the guest's web server.
 func (p *Pod) Fetch(ctx context.Context, path string) (string, error) {
 	return p.rig.Get(ctx, "http://"+hostOf(p.IP)+path)
+}
+
+// SendFrame makes the guest send an Ethernet frame from a NIC as it is.
+func (p *Pod) SendFrame(ctx context.Context, nic string, frame []byte) error {
+	client := p.rig.HTTP()
+	defer client.CloseIdleConnections()
+	req, err := http.NewRequestWithContext(ctx, http.MethodPost, "http://"+hostOf(p.IP)+"/frame?dev="+url.QueryEscape(nic), bytes.NewReader(frame))
+	if err != nil {
+		return err
+	}
+	resp, err := client.Do(req)
+	if err != nil {
+		return fmt.Errorf("sending a frame from %s: %w", p.Name, err)
+	}
+	defer resp.Body.Close()
+	if resp.StatusCode != http.StatusOK {
+		body, err := io.ReadAll(resp.Body)
+		return errors.Join(fmt.Errorf("sending a frame from %s: %s: %s", p.Name, resp.Status, body), err)
+	}
+	return nil
 }
 
 func hostOf(ip string) string {

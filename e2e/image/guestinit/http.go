@@ -41,6 +41,7 @@ func (g *guest) serveHTTP() {
 	mux.HandleFunc("/fill", fill)
 	mux.HandleFunc("/fetch", fetch)
 	mux.HandleFunc("/exec", run)
+	mux.HandleFunc("POST /frame", sendFrame)
 	mux.HandleFunc("/console", func(w http.ResponseWriter, r *http.Request) {
 		fmt.Fprintln(g.console, r.FormValue("text"))
 		fmt.Fprintln(w, "printed")
