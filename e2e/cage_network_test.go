@@ -6,6 +6,7 @@ import (
 	"encoding/binary"
 	"fmt"
 	"net"
+	"net/http"
 	"net/netip"
 	"slices"
 	"strings"
@@ -218,6 +219,21 @@ func TestCageNetwork(t *testing.T) {
 		}
 	})
 	ok(t, sniffer.Close())
+}
+
+// TestCageNetworkWithoutOffload: a guest that computes its checksums itself cannot have others write them.
+func TestCageNetworkWithoutOffload(t *testing.T) {
+	r, image := host(t, rig.Options{Settings: map[string]any{"nic-offload": false}})
+	p := boot(t, r, "plain", image)
+	features := must[string](t)(p.Exec(within(t, time.Minute), "cat /sys/class/net/eth0/device/features"))
+	if !strings.HasPrefix(features, "0") { // bit 0 is VIRTIO_NET_F_CSUM
+		t.Errorf("the guest may leave checksums to the host: features %s", features)
+	}
+	const mib = 1 << 20
+	at := must[string](t)(r.Serve(within(t, time.Minute), r.Gateway+":0", http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { _, _ = w.Write(make([]byte, mib)) })))
+	if got := len(fromGuest(t, p, at)); got != mib {
+		t.Errorf("%d bytes came through, want %d", got, mib)
+	}
 }
 
 // believes returns when the guest has the address at the MAC. Kernels take no second answer within a second of the first,

@@ -75,7 +75,7 @@ func Guest(t *testing.T, j *Join, mac string, mtu int) (path string) {
 	t.Cleanup(func() { must(t, Remove(path)) })
 	var nic []*os.File
 	must(t, Do(path, func() (err error) {
-		nic, err = openTap("eth0", 1)
+		nic, err = openTap("eth0", 1, true)
 		return err
 	}))
 	Run(t, path, "ip", "link", "set", "eth0", "address", mac, "mtu", fmt.Sprint(mtu), "up")

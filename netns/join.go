@@ -23,6 +23,10 @@ type JoinSpec struct {
 	Queues int `json:"queues"`
 	// MaySpoof lets the guest send from every address, see tapFilters.
 	MaySpoof bool `json:"maySpoof,omitempty"`
+	// NoOffload makes the guest compute its checksums and cut its segments itself. With offload it tells the host where to
+	// write a checksum, and that is done only behind the filters, by whatever sends the frame on in the end: it can so
+	// change two bytes of a frame that has passed.
+	NoOffload bool `json:"noOffload,omitempty"`
 }
 
 // Join is a tap joined to a link. Its files are for QEMU; the owner closes its own copies once QEMU has them, or leaves
@@ -62,7 +66,7 @@ func OpenJoin(spec JoinSpec) (j *Join, err error) {
 			return fmt.Errorf("link %s already has an %s qdisc, which is not ours; a CNI plugin that filters inside the pod's netns cannot be combined with a VM",
 				spec.Link.Name, q.Type())
 		}
-		if j.taps, err = openTap(spec.Tap, spec.Queues); err != nil {
+		if j.taps, err = openTap(spec.Tap, spec.Queues, !spec.NoOffload); err != nil {
 			return err
 		}
 		tap, err := setUpTap(spec.Tap, link.Attrs().MTU)

@@ -50,7 +50,7 @@ func TapStats(netnsPath, tap string) (LinkStats, error) {
 // openTap makes a tap with so many queues in the thread's netns and returns a file for each. The tap goes when the
 // last of them is closed, here and in QEMU. The files are blocking on purpose: Go's poller would else wake for every
 // frame that QEMU is to read.
-func openTap(name string, queues int) (files []*os.File, err error) {
+func openTap(name string, queues int, offload bool) (files []*os.File, err error) {
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, closeAll(files))
@@ -58,7 +58,10 @@ func openTap(name string, queues int) (files []*os.File, err error) {
 		}
 	}()
 	// IFF_VNET_HDR carries offloads between guest and host; IFF_NO_PI leaves out a header that QEMU does not expect.
-	flags := uint16(unix.IFF_TAP | unix.IFF_NO_PI | unix.IFF_VNET_HDR)
+	flags := uint16(unix.IFF_TAP | unix.IFF_NO_PI)
+	if offload {
+		flags |= unix.IFF_VNET_HDR
+	}
 	if queues > 1 {
 		flags |= unix.IFF_MULTI_QUEUE
 	}

@@ -42,6 +42,7 @@ cni-timeout: 90s
 accel: tcg
 log-level: debug
 allow-spoofing: true
+nic-offload: false
 image-plain-http-hosts: [registry, "10.0.0.1:80", "::1", "[::1]:80"]
 `, "--accel=kvm", "--cni-exclusive", "--image-local-dirs=/x,/y", "--image-local-dirs=/z")
 	if err != nil {
@@ -49,7 +50,7 @@ image-plain-http-hosts: [registry, "10.0.0.1:80", "::1", "[::1]:80"]
 	}
 	want := defaults()
 	want.StateDir, want.CNIBinDirs, want.Handlers = "/srv/virtlet", []string{"/a", "/b"}, []string{"vm"}
-	want.AllowSpoofing = true
+	want.AllowSpoofing, want.NICOffload = true, false
 	want.DefaultMemory, want.CNITimeout, want.CNIExclusive, want.LogLevel = 1536<<20, 90*time.Second, true, "debug"
 	want.Accel, want.ImageLocalDirs = "kvm", []string{"/x", "/y", "/z"}
 	want.ImagePlainHTTP = []string{"registry", "10.0.0.1:80", "::1", "[::1]:80"}

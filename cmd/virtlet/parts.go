@@ -88,6 +88,7 @@ func (p *parts) makeMachines(conf Config, host *host) (err error) {
 		Accel: host.accel, AccelWhy: host.why,
 		CgroupDriver: host.driver, DefaultMemory: conf.DefaultMemory, Users: users,
 		ConsoleRate: conf.ConsoleRate, ConsoleLogSize: conf.ConsoleLogSize,
+		NoOffload: !conf.NICOffload,
 	}, p.store, network, p.log)
 	return err
 }

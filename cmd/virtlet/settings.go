@@ -31,6 +31,7 @@ type Config struct {
 	CNIExclusive bool
 
 	AllowSpoofing bool // by the guests of pods that ask for it
+	NICOffload    bool
 
 	QEMU, QEMUImg, Wrapper string
 	Accel                  string
@@ -73,6 +74,7 @@ func defaults() Config {
 		CNIConfDir:        "/etc/cni/net.d",
 		CNIBinDirs:        []string{"/opt/cni/bin", "/usr/lib/cni"},
 		CNITimeout:        time.Minute,
+		NICOffload:        true,
 		QEMU:              defaultQEMU(),
 		QEMUImg:           "qemu-img",
 		Wrapper:           "vmwrapper",
@@ -110,6 +112,7 @@ func settings(c *Config) []setting {
 		{"cni-timeout", "how long all CNI plugins of one pod may take together", duration(&c.CNITimeout)},
 		{"cni-exclusive", "no other runtime on this node uses the CNI network, so plugins may free what no VM pod has", boolean(&c.CNIExclusive)},
 		{"allow-spoofing", "pods may ask by annotation for a guest that sends with the addresses of others", boolean(&c.AllowSpoofing)},
+		{"nic-offload", "guests leave checksums and segmentation to the host, which is faster; see docs/architecture.md", boolean(&c.NICOffload)},
 		{"qemu", "QEMU's system emulator: a `program` in PATH or an absolute path", text(&c.QEMU, program)},
 		{"qemu-img", "QEMU's image tool: a `program` in PATH or an absolute path", text(&c.QEMUImg, program)},
 		{"vmwrapper", "the `program` that keeps one VM; looked up in PATH, then beside virtlet", text(&c.Wrapper, program)},

@@ -35,6 +35,8 @@ type Config struct {
 	CgroupDriver cgroups.Driver
 	// Users are what QEMU processes run as, one for each VM.
 	Users UserRange
+	// NoOffload makes guests compute the checksums of what they send, see netns.JoinSpec.
+	NoOffload bool
 	// DefaultMemory is a guest's RAM in bytes where the pod gives no limit.
 	DefaultMemory int64
 	// ConsoleRate is how many bytes of console log a guest may write per second, and ConsoleLogSize where a log ends that

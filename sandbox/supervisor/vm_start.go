@@ -169,6 +169,8 @@ func (s *Supervisor) job(ctx context.Context, v *vm, group *cgroups.Group) (wrap
 		Netns: pod.Netns, Links: podLinks(*pod), Taps: taps(*pod), DNS: pod.Network.DNS, Hostname: hostname(pod.Spec),
 		Log:           wrapper.LogSpec{Path: rec.Spec.Container.LogPath, Rate: s.cfg.ConsoleRate, MaxBytes: s.cfg.ConsoleLogSize},
 		MaySpoof:      rec.Spec.MaySpoof,
+		MaySpoof: rec.Spec.MaySpoof, NoOffload: s.cfg.NoOffload,
+		Log:           wrapper.LogSpec{Path: rec.Spec.Container.LogPath},
 		RunDir:        s.cfg.vmRunDir(rec.ID),
 		OOMEventsFile: group.OOMEventsFile(), OOMScoreAdj: qemuOOMScore,
 	}, nil

@@ -45,6 +45,8 @@ type Job struct {
 	Taps  []string          `json:"taps,omitempty"`
 	// MaySpoof lets the guest send with every MAC and address.
 	MaySpoof bool `json:"maySpoof,omitempty"`
+	// NoOffload makes the guest compute its checksums itself, see netns.JoinSpec.
+	NoOffload bool `json:"noOffload,omitempty"`
 	// DNS and Hostname are what DHCP tells the guest.
 	DNS      netns.DNS `json:"dns"`
 	Hostname string    `json:"hostname,omitempty"`
@@ -134,7 +136,7 @@ func (j Job) validate() error {
 func (j Job) joins() []netns.JoinSpec {
 	specs := make([]netns.JoinSpec, len(j.Links))
 	for i, link := range j.Links {
-		specs[i] = netns.JoinSpec{Netns: j.Netns, Link: link, Tap: j.Taps[i], Queues: max(1, j.Domain.NICs[i].Queues), MaySpoof: j.MaySpoof}
+		specs[i] = netns.JoinSpec{Netns: j.Netns, Link: link, Tap: j.Taps[i], Queues: max(1, j.Domain.NICs[i].Queues), MaySpoof: j.MaySpoof, NoOffload: j.NoOffload}
 	}
 	return specs
 }
