@@ -204,8 +204,8 @@ func (h *nodeHost) qemuOf(t *testing.T, p *rig.Pod) string {
 func (h *nodeHost) packages(t *testing.T) {
 	for _, p := range []struct{ name, run string }{
 		{"cgroups", "."},
-		{"netns", "^(TestNetns|TestDo|TestNewBesideIproute|TestJoinCarriesTraffic|TestJoinGivesQueues)$"},
 		{"cage", "."},
+		{"netns", "^(TestNetns|TestDo|TestNewBesideIproute|TestJoinCarriesTraffic|TestJoinGivesQueues|TestJoinKeepsIn.*|TestJoinWithoutOffload)$"},
 		{"supervisor", "."},
 	} {
 		t.Run(p.name, func(t *testing.T) {

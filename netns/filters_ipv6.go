@@ -110,7 +110,8 @@ func (r *rules) keepFragments() {
 // what is asked and told before there is an address.
 func (g guestRules) sources(r *rules) {
 	icmp6 := nextHeader(unix.IPPROTO_ICMPV6)
-	g.own(r, sourceTable, ip6Source, func(v verdict, keys ...netlink.TcU32Key) {
+	r.look(sourceTable, unspecifiedTable, addrKeys(ip6Source, netip.IPv6Unspecified())...)
+	g.own(ip6Source, func(v verdict, keys ...netlink.TcU32Key) {
 		if v == pass {
 			r.look(sourceTable, ownTable, keys...)
 		} else {
@@ -127,14 +128,14 @@ func (g guestRules) sources(r *rules) {
 	r.add(unspecifiedTable, pass, icmp6, icmp6Type(ip6Payload, routerSolicitation))
 	r.add(unspecifiedTable, pass, nextHeader(extHopByHop)) // reports, see ipv6Rules
 
-	g.own(r, targetTable, ndTarget, func(v verdict, keys ...netlink.TcU32Key) { r.add(targetTable, v, keys...) })
+	g.own(ndTarget, func(v verdict, keys ...netlink.TcU32Key) { r.add(targetTable, v, keys...) })
 }
 
 // own tells which addresses at off are the guest's: those that CNI gave, and link-local ones, which every guest has
 // without configuration. Of these a guest may make up one at random (RFC 7217, RFC 8981), which cannot be known; so all
 // are its own but those that belong to somebody else by their form: made from another MAC, numbered by hand as routers
 // are, or known to be the router's.
-func (g guestRules) own(r *rules, t table, off int32, add func(v verdict, keys ...netlink.TcU32Key)) {
+func (g guestRules) own(off int32, add func(v verdict, keys ...netlink.TcU32Key)) {
 	for _, a := range g.ipv6 {
 		add(pass, addrKeys(off, a)...)
 	}
@@ -147,9 +148,6 @@ func (g guestRules) own(r *rules, t table, off int32, add func(v verdict, keys .
 	add(keep, with(word(off+8, 0x000000ff, 0x000000ff), word(off+12, 0xff000000, 0xfe000000))...)
 	add(keep, with(word(off+8, 0xffffffff, 0))...)
 	add(pass, local...)
-	if t == sourceTable {
-		r.look(t, unspecifiedTable, addrKeys(off, netip.IPv6Unspecified())...)
-	}
 	if g.anyAddress {
 		// No prefix is known: what is not link-local may be the guest's.
 		add(keep, word(off, 0xffc00000, 0xfe800000))

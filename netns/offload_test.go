@@ -31,10 +31,11 @@ func TestJoinWithoutOffload(t *testing.T) {
 			for x := uint16(0); ^sum(0, frame[from:]) != binary.BigEndian.Uint16(alien.AsSlice()[2:]); x++ {
 				binary.BigEndian.PutUint16(frame[free:], x)
 			}
+			// What a guest without offload sends begins with the frame: there is no place for this.
 			header := []byte{1, 0, 0, 0, 0, 0, from, 0, at - from, 0} // struct virtio_net_hdr with VIRTIO_NET_HDR_F_NEEDS_CSUM
 			sniffer := Sniff(t, p.host, "veth0")
 			if tt.noOffload {
-				header = nil // there is no place for it
+				header = nil
 				if out := Run(t, p.netns, "ip", "-d", "link", "show", p.spec.Tap); !strings.Contains(out, "vnet_hdr off") {
 					t.Errorf("tap: %s", out)
 				}
