@@ -167,10 +167,8 @@ func (s *Supervisor) job(ctx context.Context, v *vm, group *cgroups.Group) (wrap
 		VMID: rec.ID, PodID: pod.ID, PodName: podName(pod.Spec),
 		QEMU: qemu.Path, QEMUNeeds: qemu.Needs, UID: rec.UID, WrapperUID: rec.WrapperUID, Domain: rec.Domain,
 		Netns: pod.Netns, Links: podLinks(*pod), Taps: taps(*pod), DNS: pod.Network.DNS, Hostname: hostname(pod.Spec),
-		Log:           wrapper.LogSpec{Path: rec.Spec.Container.LogPath, Rate: s.cfg.ConsoleRate, MaxBytes: s.cfg.ConsoleLogSize},
-		MaySpoof:      rec.Spec.MaySpoof,
+		Log:      wrapper.LogSpec{Path: rec.Spec.Container.LogPath, Rate: s.cfg.ConsoleRate, MaxBytes: s.cfg.ConsoleLogSize},
 		MaySpoof: rec.Spec.MaySpoof, NoOffload: s.cfg.NoOffload,
-		Log:           wrapper.LogSpec{Path: rec.Spec.Container.LogPath},
 		RunDir:        s.cfg.vmRunDir(rec.ID),
 		OOMEventsFile: group.OOMEventsFile(), OOMScoreAdj: qemuOOMScore,
 	}, nil
