@@ -55,7 +55,7 @@ func TestCageAttacks(t *testing.T) {
 }
 
 // hostMayLack are attempts that fail for root on some hosts: by its kernel's configuration, or by what a container takes of root's rights.
-var hostMayLack = []string{"load a BPF program", "use userfaultfd", "use io_uring", "use the kernel's keyring", "dump core", "make a user namespace"}
+var hostMayLack = []string{"load a BPF program", "use userfaultfd", "use io_uring", "use the kernel's keyring", "dump core", "make a user namespace", "open a vsock"}
 
 // buildAttacker builds the attacker for this rig, with a listener on the host's loopback and one on an abstract socket.
 func buildAttacker(ctx context.Context, t *testing.T, r *rig.Rig) string {

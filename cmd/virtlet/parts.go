@@ -106,7 +106,7 @@ func (p *parts) makeImages(conf Config) (err error) {
 		Root:  filepath.Join(conf.StateDir, "images"),
 		Store: p.store,
 		Inspector: inspector{image.DiskInspector{Inspector: disk.Inspector{
-			QEMUImg: conf.QEMUImg, Stage: findWrapper(conf), Dir: filepath.Join(conf.RunDir, "inspection"), UID: conf.VMUsers.Last,
+			QEMUImg: conf.QEMUImg, Stage: func() (string, error) { return findProgram(conf.Wrapper) }, Dir: filepath.Join(conf.RunDir, "inspection"), UID: conf.VMUsers.Last,
 		}}},
 		InUse:         p.inUse,
 		InsecureHosts: conf.ImagePlainHTTP,
@@ -183,12 +183,12 @@ func (p *parts) close() error {
 	return errors.Join(errs...)
 }
 
-// inspector is the image store's, and blames the host where qemu-img is missing.
+// inspector is the image store's, and blames the host where qemu-img is missing or cannot be caged.
 type inspector struct{ image.DiskInspector }
 
 func (i inspector) Inspect(ctx context.Context, path string) (image.Info, error) {
 	info, err := i.DiskInspector.Inspect(ctx, path)
-	if errors.Is(err, disk.ErrQEMUImgMissing) {
+	if errors.Is(err, disk.ErrQEMUImgMissing) || errors.Is(err, disk.ErrNoCage) {
 		err = fmt.Errorf("%w: %w", supervisor.ErrHost, err)
 	}
 	return info, err

@@ -8,9 +8,11 @@ import (
 	"os/exec"
 	"path/filepath"
 	"runtime"
-	"slices"
+	"strings"
 	"sync"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/virtlet/virtlet/sandbox/domain"
 )
@@ -42,13 +44,14 @@ func findProgram(name string) (string, error) {
 const probeQEMUTimeout = 10 * time.Second
 
 // programs watches over what VMs need to be installed. Looking is cheap: a QEMU that works is only run again when its file
-// has changed.
+// or one that it needs has changed.
 type programs struct {
 	conf Config
 
 	mu    sync.Mutex
 	file  os.FileInfo
 	qemu  domain.QEMU
+	needs string // the state of what qemu needs
 	fault error
 }
 
@@ -66,12 +69,18 @@ func (p *programs) check(ctx context.Context) error {
 	return nil
 }
 
-// present tells whether all files are there: an upgrade of a library may have changed its name.
-func present(files []string) bool {
-	return !slices.ContainsFunc(files, func(file string) bool {
-		_, err := os.Stat(file)
-		return err != nil
-	})
+// stateOf is what a list of files is like at the moment: an upgrade of a library changes it.
+func stateOf(files []string) string {
+	var b strings.Builder
+	for _, file := range files {
+		var st unix.Stat_t
+		if err := unix.Stat(file, &st); err != nil {
+			fmt.Fprintf(&b, "%s: %v\n", file, err)
+			continue
+		}
+		fmt.Fprintf(&b, "%s: %d:%d %d.%d\n", file, st.Dev, st.Ino, st.Mtim.Sec, st.Mtim.Nsec)
+	}
+	return b.String()
 }
 
 func (p *programs) probe(ctx context.Context) (domain.QEMU, error) {
@@ -81,14 +90,14 @@ func (p *programs) probe(ctx context.Context) (domain.QEMU, error) {
 	if found, err := exec.LookPath(p.conf.QEMU); err == nil {
 		now, _ = os.Stat(found)
 	}
-	if now != nil && p.file != nil && os.SameFile(now, p.file) && now.ModTime().Equal(p.file.ModTime()) && present(p.qemu.Needs) {
+	if now != nil && p.file != nil && os.SameFile(now, p.file) && now.ModTime().Equal(p.file.ModTime()) && stateOf(p.qemu.Needs) == p.needs {
 		return p.qemu, p.fault
 	}
 	ctx, cancel := context.WithTimeout(ctx, probeQEMUTimeout)
 	defer cancel()
 	qemu, err := domain.ProbeQEMU(ctx, p.conf.QEMU)
 	if err == nil || errors.Is(err, domain.ErrQEMUTooOld) { // any other fault may end without a change of the file
-		p.file, p.qemu, p.fault = now, qemu, err
+		p.file, p.qemu, p.needs, p.fault = now, qemu, stateOf(qemu.Needs), err
 	}
 	return qemu, err
 }

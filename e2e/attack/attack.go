@@ -74,6 +74,9 @@ func Run(t Targets) []Attempt {
 		{"write to /dev", func() error { return write("/dev/attack") }},
 		{"change its own program", changeProgram},
 		{"make a device node", makeDevice},
+		{"open a TCP socket", func() error { return socket(unix.AF_INET, unix.SOCK_STREAM) }},
+		{"open a netlink socket", func() error { return socket(unix.AF_NETLINK, unix.SOCK_RAW) }},
+		{"open a vsock", func() error { return socket(unix.AF_VSOCK, unix.SOCK_STREAM) }},
 		{"open a packet socket", func() error { return socket(unix.AF_PACKET, unix.SOCK_RAW) }},
 		{"open a raw IP socket", func() error { return socket(unix.AF_INET, unix.SOCK_RAW) }},
 		{"connect to the host's loopback", func() error { return dial("tcp", t.TCP) }},
@@ -147,6 +150,9 @@ func (t Targets) find(name string, do func(string) error) error {
 }
 
 func (t Targets) writeBase() error {
+	if _, err := unix.FcntlInt(uintptr(t.ReadOnly), unix.F_GETFL, 0); err != nil {
+		return nil //nolint:nilerr // without the descriptor there is no attempt, which must not pass for a failed one
+	}
 	_, err := unix.Pwrite(t.ReadOnly, []byte("attack"), 1<<20)
 	return err
 }

@@ -41,10 +41,8 @@ func TestPullInspected(t *testing.T) {
 	srv := newServer(t)
 	srv.mux.Handle("/", http.FileServer(http.Dir(dir)))
 
-	self, err := os.Executable()
-	must(t, err)
 	inspector := func(qemuImg string) DiskInspector {
-		return DiskInspector{disk.Inspector{QEMUImg: qemuImg, Stage: self, Dir: filepath.Join(t.TempDir(), "cage"), UID: 70000}}
+		return DiskInspector{disk.Inspector{QEMUImg: qemuImg, Stage: os.Executable, Dir: filepath.Join(t.TempDir(), "cage"), UID: 70000}}
 	}
 	ts := newService(t, func(c *Config) { c.Inspector = inspector("qemu-img") })
 	for name, want := range map[string]Image{
@@ -63,7 +61,7 @@ func TestPullInspected(t *testing.T) {
 	ts.wantNothing()
 
 	missing := newService(t, func(c *Config) { c.Inspector = inspector("/nonexistent/qemu-img") })
-	_, err = missing.Pull(t.Context(), srv.host()+"/good", nil)
+	_, err := missing.Pull(t.Context(), srv.host()+"/good", nil)
 	wantError(t, err, disk.ErrQEMUImgMissing)
 	missing.wantNothing()
 }

@@ -5,6 +5,7 @@
 package cage
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -13,6 +14,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"syscall"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -46,7 +48,7 @@ type Spec struct {
 	Limits Limits `json:"limits"`
 	// Alone: it gets a pid and a network namespace of its own too, the latter empty.
 	Alone bool `json:"alone,omitempty"`
-	// OOMScoreAdj is set where it is not 0 (proc_pid_oom_score_adj(5)).
+	// OOMScoreAdj (proc_pid_oom_score_adj(5)); 0 keeps that of the caller.
 	OOMScoreAdj int `json:"oomScoreAdj,omitempty"`
 }
 
@@ -91,11 +93,12 @@ func (s Spec) validate() error {
 	return errors.Join(faults...)
 }
 
-// status is what the stage tells, in one line. After PID it says nothing, and its descriptor closes when it has become the
-// program; or Error is why it has not.
+// status is what the stage tells, a line at a time: its PID, then that it is about to become the program, upon which its
+// descriptor closes; or Error, why it has not.
 type status struct {
-	PID   int    `json:"pid,omitempty"`
-	Error string `json:"error,omitempty"`
+	PID       int    `json:"pid,omitempty"`
+	Executing bool   `json:"executing,omitempty"`
+	Error     string `json:"error,omitempty"`
 }
 
 // Process is a program in its cage. The caller waits for Cmd.
@@ -108,16 +111,16 @@ type Process struct {
 // Start runs the program in a cage and returns when it is executed. Binary is a binary of ours that calls Enter under
 // StageName; files are the program's descriptors from FirstFD on. The kernel kills the program when the calling thread
 // dies, so the caller must be locked to a thread that lives as long as the program may. It needs root's rights. After an
-// error nothing is left.
-func Start(binary string, spec Spec, stdout, stderr *os.File, files []*os.File) (*Process, error) {
-	p, err := start(binary, spec, stdout, stderr, files)
+// error, the end of ctx included, nothing is left.
+func Start(ctx context.Context, binary string, spec Spec, stdout, stderr *os.File, files []*os.File) (*Process, error) {
+	p, err := start(ctx, binary, spec, stdout, stderr, files)
 	if err != nil {
 		return nil, fmt.Errorf("caging %s: %w", spec.Program, err)
 	}
 	return p, nil
 }
 
-func start(binary string, spec Spec, stdout, stderr *os.File, files []*os.File) (*Process, error) {
+func start(ctx context.Context, binary string, spec Spec, stdout, stderr *os.File, files []*os.File) (*Process, error) {
 	if err := spec.validate(); err != nil {
 		return nil, err
 	}
@@ -156,10 +159,18 @@ func start(binary string, spec Spec, stdout, stderr *os.File, files []*os.File) 
 	if err != nil {
 		return nil, err
 	}
+	stop := context.AfterFunc(ctx, func() {
+		specW.SetWriteDeadline(time.Unix(1, 0))
+		statusR.SetReadDeadline(time.Unix(1, 0))
+	})
+	defer stop()
 	p := &Process{Cmd: cmd}
 	if p.PID, err = converse(doc, specW, statusR); err != nil {
 		cmd.Process.Kill()
 		_ = cmd.Wait() // the fault is known
+		if ctx.Err() != nil {
+			err = context.Cause(ctx)
+		}
 		return nil, err
 	}
 	return p, nil
@@ -168,20 +179,20 @@ func start(binary string, spec Spec, stdout, stderr *os.File, files []*os.File) 
 // converse hands the specification over and waits until the stage has become the program. The pipe of the specification
 // stays open all the while: by its end the stage would know that we have died.
 func converse(doc []byte, specW io.Writer, statusR io.Reader) (pid int, err error) {
-	if _, err := specW.Write(doc); err != nil {
-		return 0, fmt.Errorf("telling the stage what to do: %w", err)
-	}
+	_, werr := specW.Write(doc) // what the stage itself has to say is worth more
 	answers := json.NewDecoder(statusR)
+	executing := false
 	for {
 		var s status
-		if err := answers.Decode(&s); errors.Is(err, io.EOF) && pid != 0 {
+		if err := answers.Decode(&s); errors.Is(err, io.EOF) && executing {
 			return pid, nil
 		} else if err != nil {
-			return 0, fmt.Errorf("the stage ended without an answer: %w", err)
+			return 0, fmt.Errorf("the stage died while it built the cage: %w", errors.Join(werr, err))
 		}
 		if s.Error != "" {
 			return 0, errors.New(s.Error)
 		}
-		pid = s.PID
+		pid = max(pid, s.PID)
+		executing = executing || s.Executing
 	}
 }

@@ -2,7 +2,9 @@ package cage
 
 import (
 	"bufio"
+	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io/fs"
 	"os"
@@ -13,6 +15,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // TestMain makes the test binary play the stage, and the program in the cage: one that tells what it finds and waits.
@@ -31,11 +35,15 @@ type found struct {
 	Args, Env []string
 	Dir       string
 	Paths     []string
+	Socket    string // why it could make none
 }
 
 func tellFound() int {
 	f := found{Args: os.Args, Env: os.Environ()}
 	f.Dir, _ = os.Getwd()
+	if _, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM, 0); err != nil {
+		f.Socket = err.Error()
+	}
 	_ = filepath.WalkDir("/", func(path string, d fs.DirEntry, err error) error {
 		if err == nil && !d.IsDir() {
 			f.Paths = append(f.Paths, path)
@@ -74,7 +82,7 @@ func newSpec(t *testing.T) Spec {
 		t.Fatal(err)
 	}
 	return Spec{
-		Program: self, Args: []string{"found"}, Env: []string{"A=b"}, UID: 70001, GID: 70002, Base: base,
+		Program: self, Args: []string{"found"}, Alone: true, Env: []string{"A=b"}, UID: 70001, GID: 70002, Base: base,
 		Files:   append(libraries(t), filepath.Join(dir, "folder"), filepath.Join(dir, "folder/a"), filepath.Join(dir, "alone")),
 		Devices: []Device{Null, Urandom}, Limits: Limits{OpenFiles: 100, CPU: 30, FileSize: 1 << 20}, OOMScoreAdj: 300,
 	}
@@ -114,7 +122,7 @@ func TestCage(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	p, err := Start("/proc/self/exe", spec, outW, os.Stderr, []*os.File{holdR})
+	p, err := Start(t.Context(), "/proc/self/exe", spec, outW, os.Stderr, []*os.File{holdR})
 	outW.Close()
 	holdR.Close()
 	if err != nil {
@@ -158,12 +166,17 @@ func TestCage(t *testing.T) {
 		}
 	})
 	t.Run("its namespaces are its own", func(t *testing.T) {
-		for _, ns := range []string{"mnt", "ipc", "uts"} {
+		for _, ns := range []string{"mnt", "ipc", "uts", "pid", "net"} {
 			ours, err := os.Readlink("/proc/self/ns/" + ns)
 			theirs, err2 := os.Readlink(fmt.Sprintf("/proc/%d/ns/%s", p.PID, ns))
 			if err != nil || err2 != nil || ours == theirs {
 				t.Errorf("%s: ours %s, theirs %s, %v, %v", ns, ours, theirs, err, err2)
 			}
+		}
+	})
+	t.Run("its own filter holds", func(t *testing.T) {
+		if f.Socket == "" {
+			t.Error("it has made a network socket")
 		}
 	})
 	t.Run("its limits hold", func(t *testing.T) {
@@ -238,7 +251,7 @@ func TestStartFails(t *testing.T) {
 			spec := newSpec(t)
 			tc.change(&spec)
 			begun := time.Now()
-			p, err := Start("/proc/self/exe", spec, nil, nil, nil)
+			p, err := Start(t.Context(), "/proc/self/exe", spec, nil, nil, nil)
 			if err == nil || !strings.Contains(err.Error(), tc.want) || !strings.Contains(err.Error(), spec.Program) {
 				t.Fatalf("process %v, error %v; want %q and the program", p, err, tc.want)
 			}
@@ -247,9 +260,35 @@ func TestStartFails(t *testing.T) {
 			}
 		})
 	}
-	t.Run("no_stage", func(t *testing.T) {
-		if _, err := Start("/bin/true", newSpec(t), nil, nil, nil); err == nil || !strings.Contains(err.Error(), "the stage") {
+	t.Run("its_caller_loses_patience", func(t *testing.T) {
+		ctx, cancel := context.WithTimeout(t.Context(), 200*time.Millisecond)
+		defer cancel()
+		begun := time.Now()
+		if _, err := Start(ctx, script(t, "exec sleep 1000"), newSpec(t), nil, nil, nil); !errors.Is(err, context.DeadlineExceeded) {
+			t.Errorf("error %v", err)
+		}
+		if time.Since(begun) > 30*time.Second {
+			t.Error("it took its time")
+		}
+	})
+	t.Run("the_stage_dies", func(t *testing.T) {
+		stage := script(t, `echo '{"pid":1}' >&4; kill -9 $$`)
+		if _, err := Start(t.Context(), stage, newSpec(t), nil, nil, nil); err == nil || !strings.Contains(err.Error(), "the stage died") {
 			t.Errorf("error %v", err)
 		}
 	})
+	t.Run("no_stage", func(t *testing.T) {
+		if _, err := Start(t.Context(), "/bin/true", newSpec(t), nil, nil, nil); err == nil || !strings.Contains(err.Error(), "the stage") {
+			t.Errorf("error %v", err)
+		}
+	})
+}
+
+func script(t *testing.T, text string) string {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), "script")
+	if err := os.WriteFile(path, []byte("#!/bin/sh\n"+text+"\n"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	return path
 }

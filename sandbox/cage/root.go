@@ -14,12 +14,8 @@ import (
 
 // changeRoot builds the new root over Base, in a mount namespace of our own, and leaves the old one behind for good.
 func (s Spec) changeRoot() error {
-	// What is mounted here is seen here only.
-	if err := unix.Mount("", "/", "", unix.MS_PRIVATE|unix.MS_REC, ""); err != nil {
-		return fmt.Errorf("taking the mounts apart from the host's (needs CAP_SYS_ADMIN): %w", err)
-	}
-	if err := unix.Mount("cage", s.Base, "tmpfs", unix.MS_NOSUID|unix.MS_NODEV, "mode=0755,size=1m,nr_inodes=4096"); err != nil {
-		return fmt.Errorf("mounting a new root on %s: %w", s.Base, err)
+	if err := mountRoot(s.Base); err != nil {
+		return err
 	}
 	if err := bindAll(s.Base, append(slices.Clone(s.Files), s.Program)); err != nil {
 		return err
@@ -35,7 +31,39 @@ func (s Spec) changeRoot() error {
 	if err := s.makeDevices(dev); err != nil {
 		return err
 	}
-	if err := unix.Chdir(s.Base); err != nil {
+	return enter(s.Base)
+}
+
+// Enclose makes base, a folder of the host, the root of this process, which must have a mount namespace of its own. It
+// holds the folders of the host that are named, at their paths and as they are, and nothing else; all else is left for good.
+func Enclose(base string, folders ...string) error {
+	if err := mountRoot(base); err != nil {
+		return err
+	}
+	if err := bindAll(base, slices.Clone(folders)); err != nil {
+		return err
+	}
+	// The root alone: the folders are for writing.
+	readOnly := unix.MountAttr{Attr_set: unix.MOUNT_ATTR_RDONLY | unix.MOUNT_ATTR_NOSUID | unix.MOUNT_ATTR_NODEV}
+	if err := unix.MountSetattr(unix.AT_FDCWD, base, 0, &readOnly); err != nil {
+		return fmt.Errorf("making the new root read-only (needs Linux 5.12): %w", err)
+	}
+	return enter(base)
+}
+
+func mountRoot(base string) error {
+	// What is mounted here is seen here only.
+	if err := unix.Mount("", "/", "", unix.MS_PRIVATE|unix.MS_REC, ""); err != nil {
+		return fmt.Errorf("taking the mounts apart from the host's (needs CAP_SYS_ADMIN): %w", err)
+	}
+	if err := unix.Mount("cage", base, "tmpfs", unix.MS_NOSUID|unix.MS_NODEV, "mode=0755,size=1m,nr_inodes=4096"); err != nil {
+		return fmt.Errorf("mounting a new root on %s: %w", base, err)
+	}
+	return nil
+}
+
+func enter(base string) error {
+	if err := unix.Chdir(base); err != nil {
 		return fmt.Errorf("entering the new root: %w", err)
 	}
 	// pivot_root(2): the old root lands on top of the new one, and is then taken off.

@@ -2,5 +2,5 @@
 
 package cage
 
-// processCalls are the calls that only older architectures have.
-var processCalls []uint32
+// oldCalls are those that only an older architecture has.
+var oldCalls []uint32

@@ -20,6 +20,13 @@ func TestFilter(t *testing.T) {
 		want     uint32
 	}{
 		{"read", amd64, unix.SYS_READ, 0, allow},
+		{"socket_unix", amd64, unix.SYS_SOCKET, unix.AF_UNIX, allow},
+		{"socket_netlink", amd64, unix.SYS_SOCKET, unix.AF_NETLINK, allow},
+		{"socket_inet", amd64, unix.SYS_SOCKET, unix.AF_INET, denied},
+		{"socket_vsock", amd64, unix.SYS_SOCKET, unix.AF_VSOCK, denied},
+		{"kexec_file_load", amd64, unix.SYS_KEXEC_FILE_LOAD, 0, denied},
+		{"newest", amd64, lastCall, 0, allow},
+		{"newer", amd64, lastCall + 1, 0, missing},
 		{"execve", amd64, unix.SYS_EXECVE, 0, allow},
 		{"unshare", amd64, unix.SYS_UNSHARE, 0, denied},
 		{"mount", amd64, unix.SYS_MOUNT, 0, denied},
@@ -34,7 +41,7 @@ func TestFilter(t *testing.T) {
 		{"x32", amd64, x32Bit | unix.SYS_READ, 0, kill},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
-			program, err := filter("amd64")
+			program, err := filter("amd64", []uint32{unix.AF_UNIX, unix.AF_NETLINK})
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -43,7 +50,7 @@ func TestFilter(t *testing.T) {
 			}
 		})
 	}
-	if _, err := filter("mips"); err == nil {
+	if _, err := filter("mips", nil); err == nil {
 		t.Error("an architecture without a filter")
 	}
 }
@@ -66,6 +73,8 @@ func execute(t *testing.T, program []unix.SockFilter, data map[uint32]uint32) ui
 			return in.K
 		case unix.BPF_JMP | unix.BPF_JEQ | unix.BPF_K:
 			yes = a == in.K
+		case unix.BPF_JMP | unix.BPF_JGT | unix.BPF_K:
+			yes = a > in.K
 		case unix.BPF_JMP | unix.BPF_JGE | unix.BPF_K:
 			yes = a >= in.K
 		case unix.BPF_JMP | unix.BPF_JSET | unix.BPF_K:

@@ -22,16 +22,18 @@ func Enter() {
 	runtime.LockOSThread()
 	unix.CloseOnExec(specFD)
 	unix.CloseOnExec(statusFD)
-	err := enter()
+	err := becomeProgram()
 	// Whoever should read it may have died: then there is nobody to tell.
 	_ = tell(status{Error: err.Error()})
 	os.Exit(exitStage)
 }
 
-// enter returns only with an error.
-func enter() error {
+// becomeProgram returns only with an error.
+func becomeProgram() error {
 	var spec Spec
-	if err := json.NewDecoder(os.NewFile(specFD, "specification")).Decode(&spec); err != nil {
+	from := os.NewFile(specFD, "specification")
+	defer runtime.KeepAlive(from) // outlived looks at it
+	if err := json.NewDecoder(from).Decode(&spec); err != nil {
 		return fmt.Errorf("reading what to do: %w", err)
 	}
 	if err := spec.validate(); err != nil {
@@ -61,11 +63,14 @@ func enter() error {
 	if err := outlived(); err != nil {
 		return err
 	}
-	if err := filterCalls(); err != nil {
+	if err := FilterCalls(unix.AF_UNIX); err != nil {
 		return err
 	}
 	// Last, because they bind us too: with less address space than Go has taken there is none for anything new.
 	if err := spec.Limits.set(); err != nil {
+		return err
+	}
+	if err := tell(status{Executing: true}); err != nil {
 		return err
 	}
 	err = syscall.Exec(spec.Program, append([]string{spec.Program}, spec.Args...), spec.Env)

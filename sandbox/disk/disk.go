@@ -36,6 +36,8 @@ var (
 	ErrShrink = errors.New("disk cannot be smaller than its image")
 	// ErrNoSpace: the file system or a quota is full. It comes together with the system's own error.
 	ErrNoSpace = errors.New("no space left for the disk")
+	// ErrNoCage: this host does not let qemu-img be caged.
+	ErrNoCage = errors.New("no cage for qemu-img can be built")
 	// ErrQEMUImgMissing: there is no qemu-img (or no prlimit) to work with.
 	ErrQEMUImgMissing = errors.New("qemu-img is not installed")
 )

@@ -34,11 +34,7 @@ func newInspector(t *testing.T, qemuImg string) Inspector {
 	if os.Geteuid() != 0 {
 		t.Skip("needs root")
 	}
-	self, err := os.Executable()
-	if err != nil {
-		t.Fatal(err)
-	}
-	return Inspector{QEMUImg: qemuImg, Stage: self, Dir: filepath.Join(t.TempDir(), "cage"), UID: 70000}
+	return Inspector{QEMUImg: qemuImg, Stage: os.Executable, Dir: filepath.Join(t.TempDir(), "cage"), UID: 70000}
 }
 
 // qemuImg runs the real tool to make an image.

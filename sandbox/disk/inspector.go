@@ -10,7 +10,6 @@ import (
 	"os/exec"
 	"runtime"
 	"slices"
-	"sync"
 	"time"
 
 	"github.com/virtlet/virtlet/sandbox/cage"
@@ -22,9 +21,9 @@ import (
 type Inspector struct {
 	// QEMUImg is a path, or a name in PATH.
 	QEMUImg string
-	// Stage is a binary of ours that builds cages (see package cage), Dir a directory that they are built over, UID the
-	// user in them. Files beside the image and qemu-img's own libraries are for tests.
-	Stage string
+	// Stage finds a binary of ours that builds cages (see package cage), Dir is a directory that they are built over, UID
+	// the user in them. Files beside the image and qemu-img's own libraries are for tests.
+	Stage func() (string, error)
 	Dir   string
 	UID   uint32
 	files []string
@@ -49,14 +48,23 @@ func (i Inspector) check(ctx context.Context, image string) ([]byte, error) {
 		Env: []string{"LC_ALL=C"},
 		UID: i.UID, GID: i.UID, Alone: true,
 		Files: slices.Concat(needs, i.files, []string{image}), Devices: []cage.Device{cage.Null, cage.Urandom}, Base: i.Dir,
-		Limits: cage.Limits{CPU: uint64(inspectTime / time.Second), AddressSpace: 1 << 30, FileSize: 1, OpenFiles: 64},
+		// Before the daemon whose child it is, if memory is short.
+		OOMScoreAdj: 1000,
+		Limits:      cage.Limits{CPU: uint64(inspectTime / time.Second), AddressSpace: 1 << 30, FileSize: 1, OpenFiles: 64},
 	}
-	stdout, stderr, err := runCaged(ctx, i.Stage, spec)
+	stage, err := i.Stage()
+	if err != nil {
+		return nil, fmt.Errorf("%w: %w", ErrNoCage, err)
+	}
+	stdout, stderr, err := runCaged(ctx, stage, spec)
 	if err == nil {
 		return stdout, nil
 	}
 	if ctx.Err() != nil {
 		err = context.Cause(ctx)
+	}
+	if errors.Is(err, ErrNoCage) {
+		return nil, err
 	}
 	code := -1
 	if exit, ended := errors.AsType[*exec.ExitError](err); ended {
@@ -68,45 +76,57 @@ func (i Inspector) check(ctx context.Context, image string) ([]byte, error) {
 // runCaged runs a program in a cage to its end, or to that of ctx.
 func runCaged(ctx context.Context, stage string, spec cage.Spec) (stdout, stderr []byte, err error) {
 	if err := os.MkdirAll(spec.Base, 0o700); err != nil {
-		return nil, nil, fmt.Errorf("making a directory for a cage: %w", err)
+		return nil, nil, fmt.Errorf("%w: making a directory for it: %w", ErrNoCage, err)
 	}
-	var readers sync.WaitGroup
-	var writers []*os.File
-	for _, into := range []*[]byte{&stdout, &stderr} {
-		r, w, perr := os.Pipe()
-		if perr != nil {
-			err = perr
-			break
-		}
-		writers = append(writers, w)
-		readers.Go(func() {
-			defer r.Close()
-			*into, _ = io.ReadAll(io.LimitReader(r, maxToolOutput))
-			_, _ = io.Copy(io.Discard, r)
-		})
-	}
-	// Wait, however this ends, for what was written.
-	defer readers.Wait()
-	closeWriters := func() {
-		for _, w := range writers {
-			w.Close()
-		}
-	}
+	out, err := newOutput()
 	if err != nil {
-		closeWriters()
+		return nil, nil, err
+	}
+	errs, err := newOutput()
+	if err != nil {
+		out.text()
 		return nil, nil, err
 	}
 	// The kernel ends the program with this thread.
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
-	p, err := cage.Start(stage, spec, writers[0], writers[1], nil)
-	closeWriters()
+	p, err := cage.Start(ctx, stage, spec, out.w, errs.w, nil)
 	if err != nil {
-		return nil, nil, err
+		out.text()
+		if ctx.Err() == nil {
+			err = fmt.Errorf("%w: %w", ErrNoCage, err)
+		}
+		return nil, errs.text(), err
 	}
 	stop := context.AfterFunc(ctx, func() { p.Cmd.Process.Kill() })
 	defer stop()
 	err = p.Cmd.Wait()
-	readers.Wait()
-	return stdout, bytes.TrimSpace(stderr), err
+	return out.text(), bytes.TrimSpace(errs.text()), err
+}
+
+// output takes what a program writes, its first maxToolOutput bytes.
+type output struct {
+	w    *os.File
+	done chan []byte
+}
+
+func newOutput() (*output, error) {
+	r, w, err := os.Pipe()
+	if err != nil {
+		return nil, err
+	}
+	o := &output{w: w, done: make(chan []byte, 1)}
+	go func() {
+		defer r.Close()
+		b, _ := io.ReadAll(io.LimitReader(r, maxToolOutput))
+		_, _ = io.Copy(io.Discard, r)
+		o.done <- b
+	}()
+	return o, nil
+}
+
+// text closes our end and returns what was written when all others are closed too.
+func (o *output) text() []byte {
+	o.w.Close()
+	return <-o.done
 }

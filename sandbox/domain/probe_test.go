@@ -5,6 +5,7 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -113,6 +114,26 @@ func TestProbeQEMU(t *testing.T) {
 			}
 		})
 	}
+	t.Run("link", func(t *testing.T) {
+		link := filepath.Join(t.TempDir(), "qemu")
+		if err := os.Symlink(script("real", "echo 'QEMU emulator version 9.0.0'"), link); err != nil {
+			t.Fatal(err)
+		}
+		if q, err := ProbeQEMU(t.Context(), link); err != nil || filepath.Base(q.Path) != "real" {
+			t.Errorf("got %+v, %v; want the path of what the link leads to", q, err)
+		}
+	})
+	t.Run("needs", func(t *testing.T) {
+		q, err := ProbeQEMU(t.Context(), qemuBinary)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, want := range []string{"libc.so", "ld-linux", "/share/qemu", "/share/seabios"} {
+			if !slices.ContainsFunc(q.Needs, func(path string) bool { return strings.Contains(path, want) }) {
+				t.Errorf("no %s in %q", want, q.Needs)
+			}
+		}
+	})
 	t.Run("hangs", func(t *testing.T) {
 		ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
 		defer cancel()

@@ -49,7 +49,11 @@ func ProbeQEMU(ctx context.Context, path string) (QEMU, error) {
 		}
 		return QEMU{}, fmt.Errorf("looking for qemu at %q: %w: %w; %s", path, ErrQEMUMissing, err, installHint)
 	}
-	if found, err = filepath.Abs(found); err != nil {
+	// Links are followed here: by its own path QEMU finds its firmware and modules, and in a cage it has no other.
+	if found, err = filepath.EvalSymlinks(found); err == nil {
+		found, err = filepath.Abs(found)
+	}
+	if err != nil {
 		return QEMU{}, fmt.Errorf("looking for qemu at %q: %w", path, err)
 	}
 	output, err := ask(ctx, found, "-version")

@@ -33,7 +33,7 @@ type Config struct {
 	AccelWhy string
 	// CgroupDriver of kubelet.
 	CgroupDriver cgroups.Driver
-	// Users are what QEMU processes run as, one for each VM.
+	// Users are what QEMU and vmwrapper processes run as, two for each VM.
 	Users UserRange
 	// NoOffload makes guests compute the checksums of what they send, see netns.JoinSpec.
 	NoOffload bool

@@ -24,6 +24,7 @@ type memStore struct {
 	pods    map[string]Pod
 	vms     map[string]VM
 	damaged error
+	full    error // what PutVM answers
 }
 
 func (*memStore) ID() string { return "store" }
@@ -45,6 +46,9 @@ func (m *memStore) DeletePod(id string) error {
 func (m *memStore) PutVM(v VM) error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
+	if m.full != nil {
+		return m.full
+	}
 	m.vms[v.ID] = v
 	return nil
 }

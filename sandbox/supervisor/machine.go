@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"slices"
 	"sync"
 	"time"
 
@@ -113,11 +114,29 @@ func (s *Supervisor) connect(ctx context.Context, v *vm, group *cgroups.Group, w
 	if err != nil {
 		return nil, err
 	}
+	if err := confirm(group, shim, qemu); err != nil {
+		m.letGo()
+		return nil, err
+	}
 	if err := s.dial(ctx, v, m); err != nil {
 		m.letGo()
 		return nil, err
 	}
 	return m, nil
+}
+
+// confirm refuses processes that are not the VM's: their numbers come from vmwrapper, which has no right to name others.
+func confirm(group *cgroups.Group, processes ...Process) error {
+	pids, err := group.Pids()
+	if err != nil {
+		return err
+	}
+	for _, p := range processes {
+		if !slices.Contains(pids, p.PID) {
+			return fmt.Errorf("vmwrapper names process %d as the VM's, which is not in its cgroup %s", p.PID, group.Path())
+		}
+	}
+	return nil
 }
 
 // watch follows a running VM until it exits or the supervisor closes. One goroutine owns what it finds out.

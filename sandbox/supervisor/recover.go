@@ -189,7 +189,7 @@ func (s *Supervisor) undoCreatingVM(ctx context.Context, v *vm) error {
 	if err := s.deleteVMRecord(v); err != nil {
 		return err
 	}
-	s.forgetVM(v.id())
+	s.forgetVM(v)
 	s.vmLog(v).Info("undid a VM whose creation was interrupted")
 	return nil
 }

@@ -176,13 +176,13 @@ func (s *Supervisor) addVM(v *vm) {
 	s.vms[v.id()] = v
 }
 
-func (s *Supervisor) forgetVM(id string) {
+// forgetVM drops a VM whose record is gone, or was never kept.
+func (s *Supervisor) forgetVM(v *vm) {
+	rec := v.rec.Load()
+	s.users.free(rec.ID, rec.UID, rec.WrapperUID)
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if v := s.vms[id]; v != nil {
-		s.users.free(id, v.rec.Load().UID, v.rec.Load().WrapperUID)
-	}
-	delete(s.vms, id)
+	delete(s.vms, rec.ID)
 }
 
 func (s *Supervisor) forgetPod(p *pod) {

@@ -1,9 +1,14 @@
 package supervisor
 
 import (
+	"context"
 	"errors"
 	"fmt"
+	"os/exec"
 	"testing"
+
+	"github.com/virtlet/virtlet/cgroups"
+	"github.com/virtlet/virtlet/sandbox/domain"
 )
 
 func TestUsers(t *testing.T) {
@@ -69,4 +74,37 @@ func TestUsers(t *testing.T) {
 			t.Error("a VM gave back the users of another")
 		}
 	})
+}
+
+// TestUsersOfFailedCreate: kubelet repeats a request that fails, so no failure may keep a user.
+func TestUsersOfFailedCreate(t *testing.T) {
+	s, store := newTestSupervisor(t, stubNetwork{}, []Pod{{ID: "p", State: PodReady}}, nil)
+	s.cfg.QEMU = func(context.Context) (domain.QEMU, error) { return domain.QEMU{}, nil }
+	s.cfg.DefaultMemory = 1 << 30
+	s.users = newUsers(UserRange{1000, 1003})
+	store.full = errors.New("disk full")
+	for range 5 {
+		if _, err := s.CreateVM(t.Context(), "p", VMSpec{Container: ContainerSpec{Name: "vm"}}); !errors.Is(err, store.full) {
+			t.Fatalf("error %v", err)
+		}
+	}
+	if len(s.users.taken) > 0 {
+		t.Errorf("failed requests keep the users %v", s.users.taken)
+	}
+}
+
+// TestConfirm: vmwrapper may name no process but its own.
+func TestConfirm(t *testing.T) {
+	child := exec.Command("sleep", "1000")
+	if err := child.Start(); err != nil {
+		t.Fatal(err)
+	}
+	defer func() { child.Process.Kill(); _ = child.Wait() }()
+	group, err := cgroups.New(cgroups.Cgroupfs, "", "none-of-that-name")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := confirm(group, Process{PID: child.Process.Pid}); err == nil {
+		t.Error("a process outside of the VM's cgroup is believed to be the VM's")
+	}
 }

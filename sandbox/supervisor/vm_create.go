@@ -155,7 +155,7 @@ func seedOf(p Pod, v VM) disk.Seed {
 func (s *Supervisor) undoCreate(ctx context.Context, v *vm, undo *revert, cause error) error {
 	uerr := undo.run(ctx)
 	if uerr == nil {
-		s.forgetVM(v.id())
+		s.forgetVM(v)
 		return cause
 	}
 	_, err := s.setVM(v, func(rec *VM) bool {

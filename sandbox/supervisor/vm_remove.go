@@ -55,7 +55,7 @@ func (s *Supervisor) removeVM(ctx context.Context, v *vm) error {
 	if err := s.deleteVMRecord(v); err != nil {
 		return err
 	}
-	s.forgetVM(v.id())
+	s.forgetVM(v)
 	v.markExited()
 	s.noteVM(EventDeleted, v)
 	return step(ctx, "remove.deleted")

@@ -165,13 +165,19 @@ func (s *Supervisor) job(ctx context.Context, v *vm, group *cgroups.Group) (wrap
 	}
 	return wrapper.Job{
 		VMID: rec.ID, PodID: pod.ID, PodName: podName(pod.Spec),
-		QEMU: qemu.Path, QEMUNeeds: qemu.Needs, UID: rec.UID, WrapperUID: rec.WrapperUID, Domain: rec.Domain,
+		QEMU: qemu.Path, QEMUNeeds: qemu.Needs, UID: rec.UID, WrapperUID: rec.WrapperUID, MaxFile: maxFile(rec.Spec), Domain: rec.Domain,
 		Netns: pod.Netns, Links: podLinks(*pod), Taps: taps(*pod), DNS: pod.Network.DNS, Hostname: hostname(pod.Spec),
 		Log:      wrapper.LogSpec{Path: rec.Spec.Container.LogPath, Rate: s.cfg.ConsoleRate, MaxBytes: s.cfg.ConsoleLogSize},
 		MaySpoof: rec.Spec.MaySpoof, NoOffload: s.cfg.NoOffload,
 		RunDir:        s.cfg.vmRunDir(rec.ID),
 		OOMEventsFile: group.OOMEventsFile(), OOMScoreAdj: qemuOOMScore,
 	}, nil
+}
+
+// maxFile is more than the root disk's file can honestly grow to, in bytes: the disk, its tables, and what QEMU wastes.
+func maxFile(s VMSpec) int64 {
+	size := max(s.RootSize, s.Base.VirtualSize)
+	return size + size/8 + 1<<30
 }
 
 // qemuOOMScore makes QEMU the process that goes when its cgroup is out of memory, not vmwrapper.

@@ -34,9 +34,11 @@ type Job struct {
 	QEMUNeeds []string `json:"qemuNeeds,omitempty"`
 	// UID is the user and the group that QEMU runs as, WrapperUID that of vmwrapper when all is set up; nothing else on
 	// the host has them. WrapperUID 0 leaves vmwrapper root.
-	UID        uint32        `json:"uid"`
-	WrapperUID uint32        `json:"wrapperUID,omitempty"`
-	Domain     domain.Domain `json:"domain"`
+	UID        uint32 `json:"uid"`
+	WrapperUID uint32 `json:"wrapperUID,omitempty"`
+	// MaxFile is the length in bytes up to which QEMU may write a file: its disks. 0 sets no bound.
+	MaxFile int64         `json:"maxFile,omitempty"`
+	Domain  domain.Domain `json:"domain"`
 	// Netns is the path of the pod's network namespace. vmwrapper and QEMU run inside it; empty means the daemon's own.
 	Netns string `json:"netns,omitempty"`
 	// Links are the pod's interfaces, one for each NIC of Domain and in the same order; Taps are the names of the taps

@@ -11,8 +11,11 @@ import (
 	"testing"
 )
 
-// maxPSS is what a vmwrapper may cost, in KiB, with a VM running.
-const maxPSS = 6 << 10
+// What a vmwrapper may cost with a VM running, in KiB of PSS; and in a flood, which on a busy host finds its buffers full.
+const (
+	maxPSS      = 6 << 10
+	maxFloodPSS = 7 << 10
+)
 
 // releaseBinary builds vmwrapper as it is released: small, and without cgo, so that it can be sealed.
 func releaseBinary(t *testing.T) string {
@@ -37,8 +40,10 @@ func TestMemory(t *testing.T) {
 	con := attachConsole(t, job)
 	resume(t, job)
 	con.wait(t, "test> ")
-	for _, when := range []string{"after boot", "after a flood, a rotation and a status"} {
-		if when != "after boot" {
+	for _, most := range []int{maxPSS, maxFloodPSS} {
+		when := "after boot"
+		if most == maxFloodPSS {
+			when = "after a flood, a rotation and a status"
 			con.say(t, "f")
 			con.wait(t, "line 0fff")
 			if err := ReopenLog(t.Context(), job.RunDir, job.Log.Path); err != nil {
@@ -50,8 +55,8 @@ func TestMemory(t *testing.T) {
 		}
 		m := memoryOf(t, s.WrapperPID)
 		t.Logf("%s: PSS %d KiB (anonymous %d, files %d), %d threads", when, m["Pss"], m["Pss_Anon"], m["Pss_File"], threads(t, s.WrapperPID))
-		if m["Pss"] > maxPSS {
-			t.Errorf("%s: PSS is %d KiB, more than %d", when, m["Pss"], maxPSS)
+		if m["Pss"] > most {
+			t.Errorf("%s: PSS is %d KiB, more than %d", when, m["Pss"], most)
 		}
 	}
 	con.say(t, "q")

@@ -1,6 +1,7 @@
 package wrapper
 
 import (
+	"context"
 	"fmt"
 	"net"
 	"os"
@@ -39,7 +40,7 @@ func (p *passed) addAll(files []*os.File) []int {
 
 // startQEMU starts the machine, paused. The kernel kills it when the calling thread dies, so the caller must be locked
 // to a thread that lives as long as vmwrapper.
-func startQEMU(job Job, nw *network) (_ *qemu, err error) {
+func startQEMU(ctx context.Context, job Job, nw *network) (_ *qemu, err error) {
 	q := &qemu{}
 	var ours []*os.File // what QEMU gets and we do not keep
 	defer func() {
@@ -98,7 +99,7 @@ func startQEMU(job Job, nw *network) (_ *qemu, err error) {
 		errR.Close()
 		return nil, err
 	}
-	caged, err := cage.Start("/proc/self/exe", cageSpec(job, args), errW, errW, give.files)
+	caged, err := cage.Start(ctx, "/proc/self/exe", cageSpec(job, args), errW, errW, give.files)
 	if err != nil {
 		return nil, fmt.Errorf("starting qemu: %w", err)
 	}
@@ -132,7 +133,7 @@ func cageSpec(job Job, args []string) cage.Spec {
 	return cage.Spec{
 		Program: job.QEMU, Args: args, UID: job.UID, GID: job.UID,
 		Files: job.QEMUNeeds, Devices: devices, Base: job.RunDir,
-		Limits: cage.Limits{OpenFiles: maxOpenFiles}, OOMScoreAdj: job.OOMScoreAdj,
+		Limits: cage.Limits{OpenFiles: maxOpenFiles, FileSize: uint64(job.MaxFile)}, OOMScoreAdj: job.OOMScoreAdj,
 	}
 }
 

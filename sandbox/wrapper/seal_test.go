@@ -35,11 +35,20 @@ func TestSealed(t *testing.T) {
 				"Uid:\t" + strings.Join([]string{uid, uid, uid, uid}, "\t") + "\n", "Gid:\t" + strings.Join([]string{uid, uid, uid, uid}, "\t") + "\n",
 				"Groups:\t \n", "NoNewPrivs:\t1\n",
 				// CAP_NET_ADMIN and CAP_KILL
-				"CapPrm:\t0000000000001020\n", "CapEff:\t0000000000001020\n", "CapInh:\t0000000000000000\n", "CapAmb:\t0000000000000000\n",
+				"CapPrm:\t0000000000001020\n", "CapEff:\t0000000000001020\n", "CapBnd:\t0000000000001020\n",
+				"CapInh:\t0000000000000000\n", "CapAmb:\t0000000000000000\n", "Seccomp:\t2\n",
 			} {
 				if !strings.Contains(status, want) {
 					t.Errorf("%s lacks %q:\n%s", task, want, status)
 				}
+			}
+		}
+	})
+	t.Run("it sees its records, the network's settings, and nothing else", func(t *testing.T) {
+		root := procPath(s.WrapperPID, "root")
+		for path, want := range map[string]bool{recordDir(job.RunDir): true, netSysctls + "/ipv4": true, job.RunDir + "/qmp.sock": false, "/etc": false, "/proc/self": false, "/dev": false} {
+			if _, err := os.Stat(root + path); (err == nil) != want {
+				t.Errorf("%s: %v; to be seen: %v", path, err, want)
 			}
 		}
 	})

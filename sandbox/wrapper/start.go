@@ -17,8 +17,13 @@ import (
 	"github.com/virtlet/virtlet/netns"
 )
 
-// abortGrace is what vmwrapper gets to clean up behind a failed start before it is killed.
-const abortGrace = 5 * time.Second
+const (
+	// abortGrace is what vmwrapper gets to clean up behind a failed start before it is killed.
+	abortGrace = 5 * time.Second
+	// killPatience is how long it may then take to be gone, which it is only when QEMU is: one that waits for a dead disk
+	// takes no signal.
+	killPatience = 10 * time.Second
+)
 
 // Started is a vmwrapper that has become ready. It outlives the daemon; what the daemon holds is only the duty to reap.
 type Started struct {
@@ -95,7 +100,9 @@ func start(ctx context.Context, binary string, job Job, place func(pid int) erro
 		s.QEMUPID = rep.Ready.QEMUPID
 		return s, nil
 	}
-	p.abort(s.done)
+	if !p.abort(s.done) {
+		return nil, fmt.Errorf("%w (and vmwrapper, process %d, survives SIGKILL: QEMU is likely stuck on I/O)", err, s.WrapperPID)
+	}
 	if rep.Error != "" && s.err != nil {
 		// It told its fault and then ended by itself: the join was its own to undo.
 		return nil, err
@@ -160,6 +167,9 @@ func spawn(binary string, job Job) (_ *process, err error) {
 		// The first process of a pid namespace: QEMU sees nobody else, and cannot outlive it.
 		SysProcAttr: &syscall.SysProcAttr{Setsid: true, PidFD: &pidfd, Cloneflags: unix.CLONE_NEWPID},
 	}
+	if job.WrapperUID != 0 {
+		p.cmd.SysProcAttr.Cloneflags |= unix.CLONE_NEWNS // it will leave the host's root
+	}
 	if err := netns.Do(job.Netns, p.cmd.Start); err != nil {
 		p.closePipes()
 		return nil, err
@@ -212,18 +222,25 @@ func (p *process) wait() error {
 	return p.cmd.Wait()
 }
 
-// abort ends the process, gently first, and returns when it was reaped.
-func (p *process) abort(done <-chan struct{}) {
+// abort ends the process, gently first, and tells whether it was reaped.
+func (p *process) abort(done <-chan struct{}) bool {
 	p.closePipes()
 	p.cmd.Process.Signal(syscall.SIGTERM)
 	timer := time.NewTimer(abortGrace)
 	defer timer.Stop()
 	select {
 	case <-done:
+		return true
 	case <-timer.C:
-		// QEMU has its parent's death as its own.
-		p.cmd.Process.Kill()
-		<-done
+	}
+	// QEMU has its parent's death as its own.
+	p.cmd.Process.Kill()
+	timer.Reset(killPatience)
+	select {
+	case <-done:
+		return true
+	case <-timer.C:
+		return false
 	}
 }
 

@@ -88,17 +88,18 @@ func run(ctx context.Context, job Job, ready func(Ready)) (err error) {
 	if err := ctx.Err(); err != nil {
 		return errStopped
 	}
-	if v.qemu, err = startQEMU(job, nw); err != nil {
+	if v.qemu, err = startQEMU(ctx, job, nw); err != nil {
 		return err
 	}
 	v.startedAt = time.Now()
 	nw.release()
 	records := recordDir(job.RunDir)
 	if job.WrapperUID != 0 {
-		if err := seal(job.WrapperUID, records); err != nil {
+		if err := seal(job); err != nil {
 			v.qemu.cmd.Process.Kill()
 			return errors.Join(err, v.qemu.cmd.Wait())
 		}
+		// What was left of the set-up's paths is the daemon's to remove.
 		records = "."
 		v.events.path = eventsName
 	}
