@@ -96,6 +96,8 @@ func bootRecord(size int) []byte {
 }
 
 func TestInspectAccepts(t *testing.T) {
+	snapshot := makeQCOW2(t)
+	qemuImg(t, "snapshot", "-c", "one", snapshot)
 	tests := []struct {
 		name string
 		path string
@@ -109,6 +111,7 @@ func TestInspectAccepts(t *testing.T) {
 		{"qcow2_small_clusters", makeQCOW2(t, "-o", "cluster_size=512"), Info{"qcow2", 8 << 20}},
 		{"qcow2_large_clusters", makeQCOW2(t, "-o", "cluster_size=2M"), Info{"qcow2", 8 << 20}},
 		{"qcow2_narrow_refcounts", makeQCOW2(t, "-o", "refcount_bits=1"), Info{"qcow2", 8 << 20}},
+		{"qcow2_with_a_snapshot", snapshot, Info{"qcow2", 8 << 20}},
 		{"raw_with_boot_record", writeFile(t, bootRecord(1<<20)), Info{"raw", 1 << 20}},
 	}
 	for _, tc := range tests {
@@ -188,6 +191,8 @@ func TestInspectRefuses(t *testing.T) {
 		{"refcount_width", spoilt(96, be32(7)), ErrDamaged, "2^7"},
 		{"header_length", spoilt(100, be32(1<<30)), ErrDamaged, "header"},
 		{"snapshots", spoilt(60, be32(1<<20)), ErrDamaged, "snapshots"},
+		{"snapshots_outside", spoilt(60, append(be32(1), be64(1<<40)...)), ErrTruncated, "snapshot table"},
+		{"snapshots_in_the_header", spoilt(60, append(be32(1), be64(0)...)), ErrDamaged, "snapshot table"},
 		{"compression_type", spoilt(104, []byte{9}), ErrUnsupported, "compression type 9"},
 		{"reference_counts_wrong", spoilt(2<<16, bytes.Repeat([]byte{0}, 1<<16)), ErrDamaged, "qemu-img check"},
 	}

@@ -20,6 +20,7 @@ const (
 	maxL1Bytes                     = 32 << 20 // QEMU's own limit
 	maxRefcountTableBytes          = 8 << 20  // QEMU's own limit
 	maxSnapshots                   = 65536    // QEMU's own limit
+	minSnapshotEntry               = 40       // without names and extra data
 )
 
 // Incompatible feature bits.
@@ -105,11 +106,15 @@ func parseQCOW2(r io.ReaderAt, fileSize int64) (qcow2Header, error) {
 			return h, fmt.Errorf("%w: compression type %d", ErrUnsupported, c)
 		}
 	}
-	if snapshots := u32(60); snapshots > maxSnapshots {
-		return h, fmt.Errorf("%w: %d snapshots", ErrDamaged, snapshots)
-	}
 	if err := h.checkTables(u64(48), u32(56), fileSize); err != nil {
 		return h, err
+	}
+	if snapshots := u32(60); snapshots > maxSnapshots {
+		return h, fmt.Errorf("%w: %d snapshots", ErrDamaged, snapshots)
+	} else if snapshots > 0 {
+		if err := h.inFile("snapshot table", u64(64), uint64(snapshots)*minSnapshotEntry, fileSize); err != nil {
+			return h, err
+		}
 	}
 	return h, checkExtensions(r, h, fileSize)
 }
