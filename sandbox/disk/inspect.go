@@ -27,6 +27,7 @@ type Info struct {
 const (
 	sectorSize   = 512
 	mbrSignature = "\x55\xaa"
+	luksMagic    = "LUKS\xba\xbe"
 	inspectTime  = time.Minute
 )
 
@@ -104,6 +105,9 @@ func readImage(path string) (Info, error) {
 }
 
 func checkRaw(first []byte, fileSize int64) error {
+	if bytes.HasPrefix(first, []byte(luksMagic)) {
+		return fmt.Errorf("%w: it is a LUKS volume", ErrEncrypted)
+	}
 	for _, f := range foreign {
 		if bytes.HasPrefix(first, []byte(f.magic)) {
 			return fmt.Errorf("%w: it looks like %s", ErrNotADisk, f.what)
@@ -134,7 +138,7 @@ func (i Inspector) checkQCOW2(ctx context.Context, path string) error {
 		return err
 	case failed.code == checkFailed && strings.Contains(failed.stderr, "Permission denied"):
 		return fmt.Errorf("an image is looked at without rights, so it must be readable by all: %w", err)
-	case failed.code == checkFailed:
+	case failed.code == checkFailed, failed.crashed():
 		return fmt.Errorf("%w: %w", ErrDamaged, err)
 	case failed.code == checkCorrupt && strings.Contains(failed.stderr, "exceeding the end of the file"):
 		return fmt.Errorf("%w: it has clusters after the end of the file", ErrTruncated)

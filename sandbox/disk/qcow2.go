@@ -36,6 +36,9 @@ const (
 	compressionTypeByte = 104
 )
 
+// autoclearDataFileRaw is an autoclear feature bit: the data file is a raw disk of its own.
+const autoclearDataFileRaw = 1 << 1
+
 // Header extensions.
 const (
 	extEnd           = 0
@@ -91,6 +94,9 @@ func parseQCOW2(r io.ReaderAt, fileSize int64) (qcow2Header, error) {
 	}
 	if err := h.checkFeatures(); err != nil {
 		return h, err
+	}
+	if h.version == 3 && u64(88)&autoclearDataFileRaw != 0 {
+		return h, fmt.Errorf("%w: its header calls it raw", ErrDataFile)
 	}
 	if h.clusterBits < minClusterBits || h.clusterBits > maxClusterBits {
 		return h, fmt.Errorf("%w: clusters of 2^%d bytes", ErrDamaged, h.clusterBits)
@@ -189,7 +195,10 @@ func checkExtensions(r io.ReaderAt, h qcow2Header, fileSize int64) error {
 			return ErrDataFile
 		case extEncryption:
 			return fmt.Errorf("%w: its header holds an encryption key table", ErrEncrypted)
-		case extFeatureNames, extBitmaps:
+		case extBitmaps:
+			// QEMU loads all of them when it opens an image: of one of a few MB they take gigabytes of memory.
+			return fmt.Errorf("%w: persistent bitmaps; drop them with qemu-img convert", ErrUnsupported)
+		case extFeatureNames:
 		default:
 			return fmt.Errorf("%w: header extension %#08x", ErrUnsupported, kind)
 		}

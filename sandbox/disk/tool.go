@@ -8,6 +8,7 @@ import (
 	"io/fs"
 	"os"
 	"os/exec"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -39,6 +40,17 @@ func (e *toolError) Error() string {
 }
 
 func (e *toolError) Unwrap() error { return e.err }
+
+// crashed tells whether the tool died of a fault of its own, such as memory that it was not given. What it read is to
+// blame, and will be the next time. A SIGKILL may come from anybody.
+func (e *toolError) crashed() bool {
+	exit, ended := errors.AsType[*exec.ExitError](e.err)
+	if !ended {
+		return false
+	}
+	status, known := exit.Sys().(syscall.WaitStatus)
+	return known && slices.Contains([]syscall.Signal{syscall.SIGABRT, syscall.SIGBUS, syscall.SIGSEGV, syscall.SIGTRAP}, status.Signal())
+}
 
 // run executes qemu-img by prlimit, which sets the limits before qemu-img sees its first byte of an image. When ctx
 // ends it is killed. Its standard output is returned even if it fails.
