@@ -48,6 +48,7 @@ func TestInspectHostile(t *testing.T) {
 		{"data_file_called_raw", spoilt(88, be64(autoclearDataFileRaw)), ErrDataFile, "raw"},
 		{"bitmaps", withBitmaps(t), ErrUnsupported, "bitmaps; drop them"},
 		{"bitmaps_extension_alone", spoilt(104+8, append(be32(extBitmaps), be32(24)...)), ErrUnsupported, "bitmaps"},
+		{"snapshots_that_take_hours_to_check", spoilt(60, append(be32(65), be64(1<<16)...)), ErrDamaged, "65 snapshots"},
 		{"qcow_version_1", writeFile(t, append([]byte(qcow2Magic), be32(1)...)), ErrUnsupported, "version 1"},
 		{"luks_volume", writeFile(t, append([]byte(luksMagic), bootRecord(1 << 20)[6:]...)), ErrEncrypted, "LUKS volume"},
 		{"vmdk_descriptor", writeFile(t, []byte("# Disk DescriptorFile\n"+descriptor)), ErrNotADisk, "VMDK"},

@@ -44,8 +44,9 @@ func (i Inspector) check(ctx context.Context, image string) ([]byte, error) {
 	}
 	spec := cage.Spec{
 		Program: program, Args: []string{"check", "--output=json", "-f", domain.QCOW2, image},
-		// Its messages are read in English.
-		Env: []string{"LC_ALL=C"},
+		// Its messages are read in English. Its threads share one heap: a few of their own would be all the address space
+		// that it has.
+		Env: []string{"LC_ALL=C", "MALLOC_ARENA_MAX=1"},
 		UID: i.UID, GID: i.UID, Alone: true,
 		Files: slices.Concat(needs, i.files, []string{image}), Devices: []cage.Device{cage.Null, cage.Urandom}, Base: i.Dir,
 		// Before the daemon whose child it is, if memory is short.

@@ -19,7 +19,8 @@ type Overlay struct {
 	// Base is the absolute path of an image that Inspect let through, BaseFormat what it said.
 	Base       string
 	BaseFormat string
-	// Size of the disk in bytes; 0 means the base's, less is ErrShrink. It is rounded up to whole sectors.
+	// Size of the disk in bytes; 0 means the base's, less is ErrShrink. It is rounded up to whole sectors. The file grows to
+	// that and its tables at most, by what the guest writes: nothing unpacks a base.
 	Size int64
 }
 

@@ -19,7 +19,7 @@ const (
 	maxRefcountOrder               = 6
 	maxL1Bytes                     = 32 << 20 // QEMU's own limit
 	maxRefcountTableBytes          = 8 << 20  // QEMU's own limit
-	maxSnapshots                   = 65536    // QEMU's own limit
+	maxSnapshots                   = 64       // QEMU takes 65536, and reads up to 32 MiB for each
 	minSnapshotEntry               = 40       // without names and extra data
 )
 

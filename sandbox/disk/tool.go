@@ -42,10 +42,10 @@ func (e *toolError) Error() string {
 func (e *toolError) Unwrap() error { return e.err }
 
 // crashed tells whether the tool died of a fault of its own, such as memory that it was not given. What it read is to
-// blame, and will be the next time. A SIGKILL may come from anybody.
+// blame, and will be the next time. A SIGKILL may come from anybody, and a host may lack threads.
 func (e *toolError) crashed() bool {
 	exit, ended := errors.AsType[*exec.ExitError](e.err)
-	if !ended {
+	if !ended || strings.Contains(e.stderr, "Resource temporarily unavailable") {
 		return false
 	}
 	status, known := exit.Sys().(syscall.WaitStatus)
