@@ -107,17 +107,19 @@ func TestPodGuestReboots(t *testing.T) {
 	before := must[image.Facts](t)(p.Facts(ctx))
 	qemu := processOf(t, p, "qemu-system")
 	must[string](t)(p.Fetch(ctx, "/reboot"))
-	for {
-		now := must[image.Facts](t)(p.Facts(ctx))
-		if now.BootID != before.BootID {
-			break
-		}
-	}
+	awaitReboot(ctx, t, p, before)
 	if st := must[rig.Status](t)(p.Status(ctx)); st.State != running {
 		t.Errorf("after the guest's reboot the VM is %s (%s)", st.State, st.Reason)
 	}
 	if now := processOf(t, p, "qemu-system"); now != qemu {
 		t.Errorf("QEMU is process %d, was %d", now, qemu)
+	}
+}
+
+// awaitReboot returns when the guest is up in another boot than that of the facts.
+func awaitReboot(ctx context.Context, t *testing.T, p *rig.Pod, before image.Facts) {
+	t.Helper()
+	for must[image.Facts](t)(p.Facts(ctx)).BootID == before.BootID {
 	}
 }
 
