@@ -18,6 +18,11 @@ const (
 	maxNameLength = 2048
 )
 
+var (
+	tagForm       = regexp.MustCompile(`^\w[\w.-]{0,127}$`)
+	algorithmForm = regexp.MustCompile(`^[a-z][a-z0-9+_-]*[0-9]$`)
+)
+
 // reference is an image's name, taken apart.
 type reference struct {
 	// repo is the name without tag, digest and credentials.
@@ -88,8 +93,9 @@ func invalidName(name, format string, args ...any) error {
 // parse takes a name apart. A tag is what follows the last colon of the last path element, except that explicit URLs
 // and paths, where colons are ordinary, lose only the ":latest" that kubelet and people put behind every name.
 func parse(name string) (reference, error) {
+	tooLong := invalidName("", "it must have 1 to %d characters", maxNameLength)
 	if name == "" || len(name) > maxNameLength {
-		return reference{}, invalidName("", "it must have 1 to %d characters", maxNameLength)
+		return reference{}, tooLong
 	}
 	if strings.ContainsFunc(name, func(r rune) bool { return r <= ' ' || r > '~' }) {
 		return reference{}, invalidName(name, "only printable ASCII without spaces is allowed")
@@ -104,8 +110,8 @@ func parse(name string) (reference, error) {
 	if !literal(ref.repo) {
 		slash := strings.LastIndex(ref.repo, "/")
 		if repo, tag, ok := cutLast(ref.repo[slash+1:], ":"); ok {
-			if !regexp.MustCompile(`^\w[\w.-]{0,127}$`).MatchString(tag) {
-				return reference{}, invalidName(name, "the tag %q is not valid", tag)
+			if !tagForm.MatchString(tag) {
+				return reference{}, invalidName(name, "what follows the last colon is no valid tag")
 			}
 			ref.repo, ref.tag = ref.repo[:slash+1]+repo, tag
 		}
@@ -120,6 +126,10 @@ func parse(name string) (reference, error) {
 	if err := ref.checkRepo(name); err != nil {
 		return reference{}, err
 	}
+	// What is recorded must be a name again.
+	if len(ref.String()) > maxNameLength {
+		return reference{}, tooLong
+	}
 	return ref, nil
 }
 
@@ -129,10 +139,17 @@ func (r *reference) checkRepo(name string) error {
 	if bare == "" {
 		return invalidName(name, "nothing stands before the tag")
 	}
+	if strings.HasPrefix(bare, prefix) {
+		// With one prefix less it would be another image's name.
+		return invalidName(name, "%s may stand there once only", prefix)
+	}
 	if isHTTP(bare) {
 		u, err := url.Parse(bare)
 		if err != nil {
 			return invalidName(name, "it is not a URL")
+		}
+		if strings.Contains(u.EscapedPath(), "@") {
+			return invalidName(name, "write @ in a URL's path as %%40, and / in a password as %%2F")
 		}
 		if u.RawQuery != "" || u.ForceQuery || u.Fragment != "" {
 			return invalidName(name, "a URL with query or fragment cannot be an image's name")
@@ -148,7 +165,7 @@ func (r *reference) checkRepo(name string) error {
 	if strings.ContainsAny(p, "@?#\\") {
 		return invalidName(name, "@, ?, # and \\ are not allowed")
 	}
-	if rel := strings.TrimPrefix(p, "/"); rel == "" || path.Clean(rel) != rel || rel == ".." || strings.HasPrefix(rel, "../") {
+	if rel := strings.TrimPrefix(p, "/"); path.Clean(rel) != rel || rel == "." || rel == ".." || strings.HasPrefix(rel, "../") || rel[0] == '/' {
 		return invalidName(name, "the path must be plain, without . and .. and empty elements")
 	}
 	if p != bare && !strings.HasPrefix(p, "/") {
@@ -215,7 +232,7 @@ func literal(repo string) bool {
 // digestLike tells a digest behind an @ from a host behind credentials.
 func digestLike(s string) bool {
 	algorithm, _, ok := strings.Cut(s, ":")
-	return ok && !strings.ContainsAny(s, "/.") && regexp.MustCompile(`^[a-z][a-z0-9+_-]*[0-9]$`).MatchString(algorithm)
+	return ok && !strings.ContainsAny(s, "/.") && algorithmForm.MatchString(algorithm)
 }
 
 // isID tells whether s is an image id, which is also what a digest looks like.
