@@ -14,7 +14,7 @@ const ringSize = 256
 // Event is one event of QEMU's, or the marker EventOverflow.
 type Event struct {
 	Name EventName `json:"name"`
-	// Time is QEMU's clock at the event; the time of receipt where QEMU had no clock.
+	// Time is QEMU's clock at the event; the time of receipt where QEMU had no clock, or an absurd one.
 	Time time.Time `json:"time"`
 	// Data is the event's JSON object; nil where it has none. The typed methods decode it.
 	Data json.RawMessage `json:"data,omitempty"`
@@ -23,8 +23,10 @@ type Event struct {
 // event makes an Event of a message. One with data beyond reason becomes the marker of a lost event.
 func (m message) event(now time.Time) Event {
 	e := Event{Name: m.Event, Time: now, Data: m.Data}
-	if m.Timestamp.Seconds > 0 {
-		e.Time = time.Unix(m.Timestamp.Seconds, m.Timestamp.Microseconds*int64(time.Microsecond))
+	// A time after the year 9999 could not be recorded as JSON, and would spoil the record of what else happened.
+	const farOff = 1 << 37
+	if t := m.Timestamp; t.Seconds > 0 && t.Seconds < farOff && t.Microseconds >= 0 && t.Microseconds < 1e6 {
+		e.Time = time.Unix(t.Seconds, t.Microseconds*int64(time.Microsecond))
 	}
 	if len(e.Data) > maxEventData || len(e.Name) > maxEventName {
 		e.Name, e.Data = EventOverflow, nil

@@ -7,10 +7,12 @@ import (
 	"io"
 	"testing"
 	"testing/iotest"
+	"time"
 )
 
 // FuzzLine feeds one incoming line to a client that waits for the reply 1. Whatever comes, the client must not
-// panic, must complain only of the protocol, and must hand on nothing but sound events and replies.
+// panic, must complain only of the protocol, and must hand on nothing but sound events and replies, each to whom it is
+// for, and each such that it reads the same when it is written again.
 func FuzzLine(f *testing.F) {
 	for _, seed := range []string{
 		greetingLine,
@@ -35,33 +37,99 @@ func FuzzLine(f *testing.F) {
 		f.Add([]byte(seed))
 	}
 	f.Fuzz(func(t *testing.T, line []byte) {
-		answer := make(chan message, 1)
-		c := &Client{pending: map[uint64]chan message{1: answer}, done: make(chan struct{})}
-		sub := c.subscribe()
-		err := c.handle(line)
+		reply, event, err := take(t, 1, line)
 		if err != nil && !errors.Is(err, ErrProtocol) {
 			t.Errorf("error %v is not of the protocol", err)
 		}
-		if len(answer)+len(sub.C()) > 1 || err != nil && len(answer)+len(sub.C()) > 0 {
-			t.Errorf("one line gave %d replies, %d events and error %v", len(answer), len(sub.C()), err)
+		if err == nil && !json.Valid(line) {
+			t.Errorf("%q passes, and is no JSON", line)
 		}
-		select {
-		case m := <-answer:
-			if m.Error == nil && !json.Valid(m.Return) {
-				t.Errorf("reply %q is no JSON", m.Return)
-			}
-		case e := <-sub.C():
-			checkEvent(t, e)
-		default:
+		if r, e, _ := take(t, 2, line); reply != nil && r != nil || (e == nil) != (event == nil) {
+			t.Errorf("%q answers two requests, or is an event to one client only", line)
+		}
+		if reply != nil {
+			checkReply(t, *reply)
+		}
+		if event != nil {
+			checkEvent(t, *event)
 		}
 		checkFraming(t, line)
 	})
+}
+
+// take gives one line to a client that waits for the answer to a request. It is a reply or an event, or nothing.
+func take(t *testing.T, id uint64, line []byte) (*message, *Event, error) {
+	t.Helper()
+	answer := make(chan message, 1)
+	c := &Client{pending: map[uint64]chan message{id: answer}, done: make(chan struct{})}
+	sub := c.subscribe()
+	err := c.handle(line)
+	if len(answer)+len(sub.C()) > 1 || err != nil && len(answer)+len(sub.C()) > 0 {
+		t.Errorf("one line gave %d replies, %d events and error %v", len(answer), len(sub.C()), err)
+	}
+	select {
+	case m := <-answer:
+		return &m, nil, err
+	case e := <-sub.C():
+		return nil, &e, err
+	default:
+		return nil, nil, err
+	}
+}
+
+// checkReply writes a reply as QEMU would, which must read the same.
+func checkReply(t *testing.T, m message) {
+	t.Helper()
+	if m.Error == nil && !json.Valid(m.Return) {
+		t.Errorf("reply %q is no JSON", m.Return)
+		return
+	}
+	fields := map[string]any{"id": 1, "return": m.Return}
+	if m.Error != nil {
+		fields = map[string]any{"id": 1, "error": map[string]any{"class": m.Error.Class, "desc": m.Error.Desc}}
+	}
+	again, _, err := take(t, 1, encode(t, fields))
+	if err != nil || again == nil || !same(again.Return, m.Return) || (again.Error == nil) != (m.Error == nil) ||
+		m.Error != nil && *again.Error != *m.Error {
+		t.Errorf("reply %+v is read again as %+v, %v", m, again, err)
+	}
+}
+
+func encode(t *testing.T, v any) []byte {
+	t.Helper()
+	b, err := json.Marshal(v)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return b
+}
+
+// same compares JSON texts but for spaces and ways to escape.
+func same(a, b json.RawMessage) bool {
+	if a == nil || b == nil {
+		return a == nil && b == nil
+	}
+	x, errX := json.Marshal(a)
+	y, errY := json.Marshal(b)
+	return errX == nil && errY == nil && bytes.Equal(x, y)
 }
 
 func checkEvent(t *testing.T, e Event) {
 	t.Helper()
 	if e.Name == "" || len(e.Data) > maxEventData || e.Data != nil && !json.Valid(e.Data) {
 		t.Errorf("bad event %+v", e)
+	}
+	// Events are recorded as JSON, and one that cannot be would spoil the record of all.
+	if _, err := json.Marshal(e); err != nil {
+		t.Errorf("event %+v cannot be recorded: %v", e, err)
+	}
+	fields := map[string]any{"event": e.Name, "timestamp": map[string]int64{"seconds": e.Time.Unix(), "microseconds": int64(e.Time.Nanosecond()) / 1000}}
+	if e.Data != nil {
+		fields["data"] = e.Data
+	}
+	_, again, err := take(t, 1, encode(t, fields))
+	if err != nil || again == nil || again.Name != e.Name || !same(again.Data, e.Data) || !again.Time.Equal(e.Time.Truncate(time.Microsecond)) {
+		t.Errorf("event %+v is read again as %+v, %v", e, again, err)
 	}
 	fits := 0
 	for _, decode := range []func() error{
