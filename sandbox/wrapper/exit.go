@@ -48,15 +48,20 @@ type Event struct {
 
 // ReadExit returns the exit record of a run directory; errors.Is(err, os.ErrNotExist) while there is none.
 func ReadExit(runDir string) (Exit, error) {
-	var e Exit
 	doc, err := readRecord(ExitFile(runDir))
 	if err != nil {
-		return e, fmt.Errorf("reading the exit record: %w", err)
+		return Exit{}, fmt.Errorf("reading the exit record: %w", err)
 	}
-	if err := json.Unmarshal(doc, &e); err != nil {
-		return e, fmt.Errorf("reading the exit record %s: %w", ExitFile(runDir), err)
+	e, err := parseExit(doc)
+	if err != nil {
+		return Exit{}, fmt.Errorf("reading the exit record %s: %w", ExitFile(runDir), err)
 	}
 	return e, nil
+}
+
+func parseExit(doc []byte) (e Exit, err error) {
+	err = json.Unmarshal(doc, &e)
+	return e, err
 }
 
 // maxRecord bounds an exit record, in bytes.
