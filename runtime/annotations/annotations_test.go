@@ -83,6 +83,8 @@ func TestParseRefuses(t *testing.T) {
 		{"key_of_another_type", "VirtletSSHKeys", "ssh-rsa " + strings.Fields(ed25519Key)[1], "line 1"},
 		{"key_cut", "VirtletSSHKeys", ed25519Key[:30], "line 1"},
 		{"key_with_control_character", "VirtletSSHKeys", ed25519Key + "\x1b[0m", "line 1"},
+		{"key_and_another_behind_a_line_of_unicode", "VirtletSSHKeys", ed25519Key + "\u2028" + ed25519Key, "line 1"},
+		{"key_and_another_behind_a_next_line", "VirtletSSHKeys", ed25519Key + "\u0085" + ed25519Key, "line 1"},
 		{"key_private", "VirtletSSHKeys", "-----BEGIN OPENSSH PRIVATE KEY-----\nsecretsecret", "private key"},
 		{"userdata_empty", "VirtletCloudInitUserData", " \n", "is empty"},
 		{"userdata_list", "VirtletCloudInitUserData", "#cloud-config\n- secretsecret\n", "not a map"},

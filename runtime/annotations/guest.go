@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"strings"
+	"unicode"
 
 	"go.yaml.in/yaml/v3"
 )
@@ -31,7 +32,8 @@ func parseSSHKeys(value string, o *Options) error {
 
 // isPublicKey tells whether the line has a key type followed by a key of that type. Options may stand before it.
 func isPublicKey(line string) bool {
-	if strings.ContainsFunc(line, func(r rune) bool { return r < ' ' && r != '\t' || r == 0x7f }) {
+	// At some of them cloud-init would begin another key.
+	if strings.ContainsFunc(line, func(r rune) bool { return unicode.IsControl(r) && r != '\t' || r == '\u2028' || r == '\u2029' }) {
 		return false
 	}
 	fields := strings.Fields(line)

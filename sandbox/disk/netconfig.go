@@ -1,8 +1,10 @@
 package disk
 
 import (
+	"fmt"
 	"net/netip"
 	"slices"
+	"unicode/utf8"
 
 	"go.yaml.in/yaml/v3"
 
@@ -43,11 +45,19 @@ type nameservers struct {
 }
 
 // networkConfig writes what the guest is to do with its interfaces, which it knows by their MAC and calls as the pod
-// does: IPv4 and all that
-// comes with it is asked of our DHCP server, IPv6 is static, as the CNI plugin gave it.
+// does: IPv4 and all that comes with it is asked of our DHCP server, IPv6 is static, as the CNI plugin gave it.
 func networkConfig(n netns.Network) ([]byte, error) {
+	// YAML has other bytes as a thing of its own, of which cloud-init makes no text.
+	for _, text := range slices.Concat(n.DNS.Servers, n.DNS.Searches) {
+		if !utf8.ValidString(text) {
+			return nil, fmt.Errorf("the pod's DNS has %q, which is not UTF-8", text)
+		}
+	}
 	config := netConfig{Version: 2, Ethernets: map[string]ethernet{}}
 	for i, link := range n.Interfaces {
+		if !utf8.ValidString(link.Name + link.MAC) {
+			return nil, fmt.Errorf("the link's name %q or address %q is not UTF-8", link.Name, link.MAC)
+		}
 		// Without a name to set, cloud-init configures an interface by the key's name where it does not use netplan.
 		e := ethernet{Match: match{link.MAC}, SetName: link.Name, MTU: link.MTU}
 		for _, a := range link.Addresses {

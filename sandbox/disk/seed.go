@@ -7,6 +7,8 @@ import (
 	"fmt"
 	"os"
 	"strings"
+	"unicode"
+	"unicode/utf8"
 
 	"github.com/virtlet/virtlet/netns"
 )
@@ -41,12 +43,16 @@ func (s Seed) Files() (map[string][]byte, error) {
 		return nil, errors.New("building the seed: instance id or host name is empty")
 	}
 	keys := make([]string, 0, len(s.SSHKeys))
-	for _, key := range s.SSHKeys {
-		if key = strings.TrimSpace(key); key != "" {
+	for i, key := range s.SSHKeys {
+		key = strings.TrimSpace(key)
+		if strings.ContainsFunc(key, endsLine) {
+			return nil, fmt.Errorf("building the seed: SSH key %d has a control character, and would be several keys", i+1)
+		}
+		if key != "" {
 			keys = append(keys, key)
 		}
 	}
-	// JSON is YAML, and what is in a string cannot end it.
+	// JSON is YAML, but for some characters, and what is in a string cannot end it.
 	var meta bytes.Buffer
 	enc := json.NewEncoder(&meta)
 	enc.SetEscapeHTML(false)
@@ -59,7 +65,7 @@ func (s Seed) Files() (map[string][]byte, error) {
 	if err != nil {
 		return nil, fmt.Errorf("building the seed's meta-data: %w", err)
 	}
-	files := map[string][]byte{metaDataFile: meta.Bytes(), userDataFile: s.UserData}
+	files := map[string][]byte{metaDataFile: yamlSafe(meta.Bytes()), userDataFile: s.UserData}
 	if len(s.UserData) == 0 {
 		files[userDataFile] = []byte(emptyUserData)
 	}
@@ -71,6 +77,24 @@ func (s Seed) Files() (map[string][]byte, error) {
 		files[networkConfigFile] = config
 	}
 	return files, nil
+}
+
+// endsLine tells of the characters at which sshd or cloud-init begins a new line of authorized_keys, and some more.
+func endsLine(r rune) bool {
+	return unicode.IsControl(r) && r != '\t' || r == '\u2028' || r == '\u2029'
+}
+
+// yamlSafe escapes the characters that may stand in JSON's strings, but that YAML refuses or takes for a line's end.
+func yamlSafe(doc []byte) []byte {
+	out := make([]byte, 0, len(doc))
+	for _, r := range string(doc) {
+		if r >= 0x7f && r < 0xa0 || r == 0xfeff || r == 0xfffe || r == 0xffff {
+			out = fmt.Appendf(out, `\u%04x`, r)
+		} else {
+			out = utf8.AppendRune(out, r)
+		}
+	}
+	return out
 }
 
 // WriteSeed writes the seed as an ISO 9660 image with the volume id cidata, mode 0600. It replaces an older one, and
