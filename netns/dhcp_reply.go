@@ -30,6 +30,10 @@ const (
 	// maxNeeded routes fit into any message.
 	maxNeeded = 8
 
+	// maxClientID bytes of the client's identifier, which an answer repeats, are one option. With more an answer could
+	// become longer than the client can take.
+	maxClientID = 255
+
 	defaultLease = 24 * time.Hour
 )
 
@@ -137,7 +141,8 @@ func (r *replier) reply(frame []byte) []byte {
 	}
 	req, err := dhcpv4.FromBytes(payload)
 	if err != nil || req.OpCode != dhcpv4.OpcodeBootRequest || req.HWType != iana.HWTypeEthernet ||
-		!bytes.Equal(req.ClientHWAddr, r.mac) || !req.GatewayIPAddr.IsUnspecified() {
+		!bytes.Equal(req.ClientHWAddr, r.mac) || !req.GatewayIPAddr.IsUnspecified() ||
+		len(req.Options.Get(dhcpv4.OptionClientIdentifier)) > maxClientID {
 		return nil
 	}
 	switch req.MessageType() {
