@@ -10,6 +10,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strings"
 	"syscall"
 	"time"
@@ -73,6 +74,9 @@ func (*runner) ExecPlugin(ctx context.Context, path string, stdin []byte, enviro
 		err := cmd.Run()
 		switch {
 		case err == nil || errors.Is(err, exec.ErrWaitDelay) && ctx.Err() == nil:
+			if err := checkOutput(stdout.buf.Bytes()); err != nil {
+				return nil, fmt.Errorf("plugin %q: %w", name, err)
+			}
 			return stdout.buf.Bytes(), nil
 		case ctx.Err() != nil:
 			return nil, fmt.Errorf("plugin %q was killed: %w%s", name, context.Cause(ctx), stderr.tail())
@@ -85,6 +89,24 @@ func (*runner) ExecPlugin(ctx context.Context, path string, stdin []byte, enviro
 			return nil, pluginError(name, err, &stdout, &stderr)
 		}
 	}
+}
+
+// checkOutput refuses a result in whose lists null stands for an entry: libcni would panic, and the daemon with it.
+func checkOutput(stdout []byte) error {
+	var result struct {
+		Interfaces []json.RawMessage `json:"interfaces"`
+		IPs        []json.RawMessage `json:"ips"`
+		Routes     []json.RawMessage `json:"routes"`
+	}
+	if json.Unmarshal(stdout, &result) != nil {
+		return nil //nolint:nilerr // no result, or one that libcni will refuse
+	}
+	for _, entry := range slices.Concat(result.Interfaces, result.IPs, result.Routes) {
+		if string(entry) == "null" {
+			return errors.New("its result has an empty entry (null) among interfaces, ips or routes; this is a fault of the plugin")
+		}
+	}
+	return nil
 }
 
 // pluginError is what the plugin says on stdout, as CNI asks of it, or else what it left on stderr.

@@ -75,3 +75,19 @@ func TestNetworkFromResult(t *testing.T) {
 		})
 	}
 }
+
+func TestCheckOutput(t *testing.T) {
+	for output, refused := range map[string]bool{
+		``:                            false,
+		`no JSON`:                     false,
+		`{"supportedVersions":["1"]}`: false,
+		`{"interfaces":null,"ips":[],"routes":[{"dst":"0.0.0.0/0"}]}`: false,
+		`{"cniVersion":"0.4.0","interfaces":[null]}`:                  true,
+		`{"ips":[{"address":"10.1.0.5/24"}, null ]}`:                  true,
+		`{"Routes":[null]}`: true,
+	} {
+		if err := checkOutput([]byte(output)); (err != nil) != refused {
+			t.Errorf("%s: %v", output, err)
+		}
+	}
+}
