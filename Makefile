@@ -15,6 +15,8 @@ UNITDIR ?= $(PREFIX)/lib/systemd/system
 UNIT_TIMEOUT ?= 20m
 E2E_TIMEOUT ?= 45m
 BENCH_TIMEOUT ?= 60m
+# For each of the fuzz targets. There should be 11 at most, so that make test spends less than six minutes on them.
+FUZZTIME ?= 30s
 # Regular expression over test names, as in go test -run.
 RUN ?= .
 # More flags for go test, such as -v or -short.
@@ -40,7 +42,7 @@ UNIT = $$($(GO) list ./... | grep -v -x -e '.*/e2e' -e '.*/e2e/image')
 help: ## Tell what there is to make
 	@echo "Targets:"
 	@awk -F ':.*## ' '/^[a-z][a-z0-9-]*:.*## / { printf "  %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
-	@echo "Variables: RUN=REGEXP (e2e, unit, bench), TESTFLAGS='-v', PREFIX, DESTDIR (install), VIRTLET_CACHE (test images)"
+	@echo "Variables: RUN=REGEXP (e2e, unit, fuzz, bench), FUZZTIME=30s, TESTFLAGS='-v', PREFIX, DESTDIR (install), VIRTLET_CACHE (test images)"
 
 .PHONY: deps
 deps: ## Install the Debian packages that tests and the demo need, if any is missing
@@ -58,7 +60,7 @@ demo: deps build ## Watch a virtual machine run as a pod, and go without a trace
 	@"$(AS_ROOT)" build/demo
 
 .PHONY: test
-test: deps check unit e2e ## Check the sources, run unit and end-to-end tests
+test: deps check unit fuzz e2e ## Check the sources, run unit tests, fuzzing and end-to-end tests
 
 .PHONY: check
 check: ## Format and vet (the quick part of lint)
@@ -70,6 +72,10 @@ check: ## Format and vet (the quick part of lint)
 .PHONY: unit
 unit: ## Run the unit tests with the race detector; RUN=REGEXP picks tests
 	$(GO) test -race -count=1 -timeout $(UNIT_TIMEOUT) -exec '"$(AS_ROOT)"' -run '$(value RUN)' $(TESTFLAGS) $(UNIT)
+
+.PHONY: fuzz
+fuzz: ## Fuzz the parsers, each target for FUZZTIME; RUN=REGEXP picks targets
+	@GO="$(GO)" .ci/fuzz '$(FUZZTIME)' '$(value RUN)'
 
 .PHONY: e2e
 e2e: ## Run the tests that boot VMs; RUN=REGEXP picks tests
