@@ -145,6 +145,8 @@ func (r *replier) reply(frame []byte) []byte {
 		len(req.Options.Get(dhcpv4.OptionClientIdentifier)) > maxClientID {
 		return nil
 	}
+	// Only a relay may add it, and there is none; an answer would repeat it.
+	req.DeleteOption(dhcpv4.OptionRelayAgentInformation)
 	switch req.MessageType() {
 	case dhcpv4.MessageTypeDiscover:
 		return r.answer(req, dhcpv4.MessageTypeOffer)

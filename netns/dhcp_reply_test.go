@@ -212,6 +212,13 @@ func TestDHCPAnswers(t *testing.T) {
 			t.Error(m.Summary())
 		}
 	})
+	t.Run("a relay's option of the guest's own making does not come back", func(t *testing.T) {
+		made := dhcpv4.OptRelayAgentInfo(dhcpv4.OptGeneric(dhcpv4.AgentCircuitIDSubOption, make([]byte, 200)))
+		m, _ := unwrap(t, r.reply(ask(t, message(t, dhcpv4.MessageTypeDiscover, dhcpv4.WithOption(made)))))
+		if m.Options.Has(dhcpv4.OptionRelayAgentInformation) {
+			t.Error(m.Summary())
+		}
+	})
 	t.Run("client identifier that no answer has room for", func(t *testing.T) {
 		for size, answered := range map[int]bool{255: true, 256: false} {
 			id := dhcpv4.OptClientIdentifier(make([]byte, size))

@@ -19,6 +19,7 @@ func FuzzLine(f *testing.F) {
 		`{"return": {}, "id": 1}`,
 		`{"return": {"status": "prelaunch", "singlestep": false, "running": false}, "id": 1}`,
 		`{"return": null, "id": 1}`,
+		`{"return": {}, "id": 2}`,
 		`{"return": {}, "id": 18446744073709551616}`,
 		`{"return": {}, "id": "1"}`,
 		`{"id": 1, "error": {"class": "DeviceNotFound", "desc": "Device 'x' not found"}}`,
@@ -77,9 +78,12 @@ func take(t *testing.T, id uint64, line []byte) (*message, *Event, error) {
 	}
 }
 
-// checkReply writes a reply as QEMU would, which must read the same.
+// checkReply writes a reply to the request 1 as QEMU would, which must read the same.
 func checkReply(t *testing.T, m message) {
 	t.Helper()
+	if string(m.ID) != "1" {
+		t.Errorf("the reply to request %s answers request 1", m.ID)
+	}
 	if m.Error == nil && !json.Valid(m.Return) {
 		t.Errorf("reply %q is no JSON", m.Return)
 		return

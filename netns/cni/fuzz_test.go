@@ -42,6 +42,7 @@ func FuzzResult(f *testing.F) {
 		`{"cniVersion":"0.2.0","ip4":{"ip":"10.1.0.5/24","gateway":"10.1.0.1","routes":[{"dst":"0.0.0.0/0"}]},"ip6":null,"dns":null}`,
 		`{"cniVersion":"0.4.0","interfaces":[null],"ips":[{"version":"4","interface":-1,"address":"10.1.0.5/0"}],"routes":[null]}`,
 		`{"cniVersion":"1.1.0","interfaces":[{"name":"eth0","sandbox":"/run/netns/pod","mtu":-1}],"ips":[{"address":"::ffff:10.1.0.5/95"}],"routes":[{"dst":"::ffff:0.0.0.0/0","gw":"::1","table":254}]}`,
+		`{"cniVersion":"1.1.0","ips":[{"address":"10.1.0.5/24"},{"address":"fd00:1::5/64"}],"routes":[{"dst":"172.16.0.1/12","gw":"fd00:1::1"},{"dst":"fd00:5::/64","gw":"10.1.0.1"}]}`,
 	} {
 		f.Add([]byte(result), uint8(0))
 	}

@@ -11,6 +11,7 @@ import (
 
 	"go.yaml.in/yaml/v3"
 	"golang.org/x/crypto/ssh"
+	"k8s.io/apimachinery/pkg/api/resource"
 )
 
 // FuzzParse reads hostile annotations. What is accepted is what the value says, and says the same when it is written
@@ -21,6 +22,8 @@ func FuzzParse(f *testing.F) {
 	f.Add("", "1.5e3Ki", "x y", "&a [*a, *a]", "DiskDriver")
 	f.Add(" 255\n", "17592186044416", "# c\r\n"+ecdsaKey+"\n\n"+`command="a b" `+ed25519Key+"\u2028x", "{a: 1}", "\n\x1b[31m\"")
 	f.Add("+7", "1E", "-----BEGIN OPENSSH PRIVATE KEY-----", "a: &x !!binary [*x]\n---\nb: 1\n", "VCPUCount")
+	f.Add("7", "13", "", "", "")
+	f.Add("1_0", "1500m", "", "", "")
 	f.Add("0x10", "0.5Ki", ed25519Key+"\x00", "\ufeff#cloud-config\na: 1", "SSHKeys")
 	words := faultWords()
 	f.Fuzz(func(t *testing.T, vcpus, size, keys, userData, name string) {
@@ -101,7 +104,8 @@ func checkOptions(t *testing.T, all map[string]string, o Options, only string) {
 		}
 		again(strconv.Itoa(o.VCPUs))
 	case "VirtletRootVolumeSize":
-		if o.RootVolumeSize < 1 || o.RootVolumeSize > 16<<40 {
+		q, err := resource.ParseQuantity(strings.TrimSpace(value)) // what would take it long is refused by us
+		if err != nil || q.CmpInt64(o.RootVolumeSize) != 0 || o.RootVolumeSize < 1 || o.RootVolumeSize > 16<<40 {
 			t.Errorf("%q gives %d bytes", value, o.RootVolumeSize)
 		}
 		again(strconv.FormatInt(o.RootVolumeSize, 10))

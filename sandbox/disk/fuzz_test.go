@@ -37,6 +37,9 @@ func FuzzParseQCOW2(f *testing.F) {
 		f.Add(b[:120], int64(len(b)))
 	}
 	f.Fuzz(func(t *testing.T, head []byte, fileSize int64) {
+		if room := compressionTypeByte + 8 - len(head); room > 0 {
+			head = slices.Concat(head, make([]byte, room))
+		}
 		fileSize = max(fileSize, int64(len(head)))
 		file := &sparse{head: head, size: fileSize}
 		h, err := parseQCOW2(file, fileSize)

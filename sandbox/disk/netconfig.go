@@ -55,7 +55,7 @@ func networkConfig(n netns.Network) ([]byte, error) {
 	}
 	config := netConfig{Version: 2, Ethernets: map[string]ethernet{}}
 	for i, link := range n.Interfaces {
-		if !utf8.ValidString(link.Name + link.MAC) {
+		if !utf8.ValidString(link.Name) || !utf8.ValidString(link.MAC) {
 			return nil, fmt.Errorf("the link's name %q or address %q is not UTF-8", link.Name, link.MAC)
 		}
 		// Without a name to set, cloud-init configures an interface by the key's name where it does not use netplan.

@@ -30,7 +30,7 @@ func FuzzLineSplitter(f *testing.F) {
 		input := bytes.Repeat(text, 1+min(int(times), most/max(1, len(text))))
 		var l logReader
 		s := lineSplitter{emit: func(rec []byte) { l.read(t, rec) }}
-		now := time.Date(2026, 1, 2, 3, 4, 5, 999_999_999, time.UTC)
+		now := time.Date(2026, 1, 2, 3, 4, 5, 999_999_999, time.FixedZone("elsewhere", 3600))
 		l.now = func() time.Time { return now }
 
 		fed := 0
@@ -122,6 +122,7 @@ func FuzzControl(f *testing.F) {
 		`{"op":["status"]}` + "\n", `{"error":"no","status":null}` + "\n", `{"status":{"qemuPID":-1,"startedAt":"2026-01-02T03:04:05Z","events":[{"name":"STOP","data":[}]}}` + "\n",
 		`{"code":137,"signal":"SIGKILL","oomKilled":true,"reason":"guest-panic","startedAt":"2026-01-02T03:04:05.6Z","stderr":["a","b"],"events":[{"name":"STOP","data":{"a":1}}]}`,
 		`{"code":1e99}`, `{"code":0,"startedAt":"10000-01-01T00:00:00Z"}`, `{"guest":true,"reason":"guest-shutdown"}`, "\xff\xfe\n\n\x00", "null", strings.Repeat("x", maxRequest) + "\n",
+		`"` + strings.Repeat("x", maxEventData) + `"`,
 	} {
 		f.Add([]byte(seed))
 	}
@@ -212,7 +213,9 @@ func checkEvent(t *testing.T, b []byte) {
 		t.Fatalf("an event with %q spoils the exit record: %v", b, err)
 	}
 	got, err := parseExit(doc)
-	if err != nil || !got.Panicked || got.Reason != want.Reason || len(got.Events) != 3 || len(got.Events[1].Data) > maxEventData {
+	const escaped = 6 // bytes that one may become in JSON
+	if err != nil || !got.Panicked || got.Reason != want.Reason || len(got.Events) != 3 ||
+		len(want.Events[1].Data) > maxEventData || len(got.Events[1].Data) > escaped*maxEventData {
 		t.Errorf("an event with %q is read back as %s, %v", b, asJSON(t, got), err)
 	}
 }
