@@ -89,7 +89,8 @@ func checkAccepted(t *testing.T, h qcow2Header, head []byte, fileSize int64) {
 		entry = 16
 	}
 	cluster := uint64(1) << h.clusterBits
-	if covered := uint64(h.l1Entries) * (cluster / entry) * cluster; covered < h.virtualSize {
+	covered := uint64(h.l1Entries) * (cluster / entry) * cluster
+	if covered < h.virtualSize {
 		t.Errorf("%+v has room for %d bytes", h, covered)
 	}
 	type fault struct {
@@ -101,8 +102,11 @@ func checkAccepted(t *testing.T, h qcow2Header, head []byte, fileSize int64) {
 		{8, be64(1), ErrBackingFile}, {16, be32(1), ErrBackingFile}, {32, be32(2), ErrEncrypted}, {24, be64(MaxVirtualSize + 1), ErrTooLarge},
 		{4, be32(4), ErrUnsupported}, {40, be64(uint64(fileSize+1) << 21), ErrTruncated}, {48, be64(uint64(fileSize+1) << 21), ErrTruncated},
 	}
-	if fileSize < 1<<40 {
-		faults = append(faults, fault{60, append(be32(1), be64(uint64(fileSize+1)<<21)...), ErrTruncated})
+	if covered < MaxVirtualSize {
+		faults = append(faults, fault{24, be64(covered + 1), ErrDamaged})
+	}
+	if room := uint64(fileSize) - cluster; uint64(fileSize) >= cluster && room < maxSnapshots*minSnapshotEntry {
+		faults = append(faults, fault{60, append(be32(maxSnapshots), be64(cluster)...), ErrTruncated})
 	}
 	if h.version == 3 {
 		for bit, want := range map[uint64]error{featureDataFile: ErrDataFile, featureCorrupt: ErrDamaged, featureDirty: ErrDamaged, 1 << 63: ErrUnsupported} {
