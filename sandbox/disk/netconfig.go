@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"net/netip"
 	"slices"
+	"strings"
 	"unicode/utf8"
 
 	"go.yaml.in/yaml/v3"
@@ -47,16 +48,15 @@ type nameservers struct {
 // networkConfig writes what the guest is to do with its interfaces, which it knows by their MAC and calls as the pod
 // does: IPv4 and all that comes with it is asked of our DHCP server, IPv6 is static, as the CNI plugin gave it.
 func networkConfig(n netns.Network) ([]byte, error) {
-	// YAML has other bytes as a thing of its own, of which cloud-init makes no text.
 	for _, text := range slices.Concat(n.DNS.Servers, n.DNS.Searches) {
-		if !utf8.ValidString(text) {
-			return nil, fmt.Errorf("the pod's DNS has %q, which is not UTF-8", text)
+		if !isLine(text) {
+			return nil, fmt.Errorf("the pod's DNS has %q, which is no line of text", text)
 		}
 	}
 	config := netConfig{Version: 2, Ethernets: map[string]ethernet{}}
 	for i, link := range n.Interfaces {
-		if !utf8.ValidString(link.Name) || !utf8.ValidString(link.MAC) {
-			return nil, fmt.Errorf("the link's name %q or address %q is not UTF-8", link.Name, link.MAC)
+		if !isLine(link.Name) || !isLine(link.MAC) {
+			return nil, fmt.Errorf("the link's name %q or address %q is no line of text", link.Name, link.MAC)
 		}
 		// Without a name to set, cloud-init configures an interface by the key's name where it does not use netplan.
 		e := ethernet{Match: match{link.MAC}, SetName: link.Name, MTU: link.MTU}
@@ -74,6 +74,12 @@ func networkConfig(n netns.Network) ([]byte, error) {
 		config.Ethernets[link.Name] = e
 	}
 	return yaml.Marshal(config)
+}
+
+// isLine tells whether a name may stand in the file. YAML has bytes that are not UTF-8 as a thing of its own, of which
+// cloud-init makes no text, and our writer of YAML gets some lists wrong in which a text has several lines.
+func isLine(s string) bool {
+	return utf8.ValidString(s) && !strings.ContainsFunc(s, endsLine)
 }
 
 // routesV6 are the static routes. One that only makes a gateway reachable is folded into the routes by that gateway:

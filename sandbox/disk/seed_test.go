@@ -96,6 +96,23 @@ func TestSeedFiles(t *testing.T) {
 			}
 		}
 	})
+	t.Run("a_value_that_would_be_more_than_itself", func(t *testing.T) {
+		named := func(name string, dns netns.DNS) *netns.Network {
+			return &netns.Network{Interfaces: []netns.Interface{link(name, "02:00:00:00:00:01", []string{"fd00:1::5/64"})}, DNS: dns}
+		}
+		for _, s := range []Seed{
+			{SSHKeys: []string{testKey + "\n" + testKey}},
+			{SSHKeys: []string{testKey + "\u2028" + testKey}},
+			{Network: named("eth0\nx: y", netns.DNS{})},
+			{Network: named("eth\xff", netns.DNS{})},
+			{Network: named("eth0", netns.DNS{Searches: []string{" a\n"}})},
+		} {
+			s.InstanceID, s.Hostname = "i-1", "web-0"
+			if _, err := s.Files(); err == nil || strings.Contains(err.Error(), "ssh-") {
+				t.Errorf("%+v: %v", s, err)
+			}
+		}
+	})
 }
 
 func compareGolden(t *testing.T, name, got string) {
