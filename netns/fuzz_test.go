@@ -20,10 +20,11 @@ import (
 func FuzzDHCPPacket(f *testing.F) {
 	specs := specs()
 	var repliers []replier
+	var filters []*bpf.VM // of their sockets
 	for _, name := range slices.Sorted(maps.Keys(specs)) {
-		repliers = append(repliers, mustReplier(f, specs[name]))
+		r := mustReplier(f, specs[name])
+		repliers, filters = append(repliers, r), append(filters, filterMachine(f, r.mac))
 	}
-	filter := filterMachine(f)
 	own := net.IPv4(10, 66, 0, 2)
 	for _, typ := range []dhcpv4.MessageType{dhcpv4.MessageTypeDiscover, dhcpv4.MessageTypeRequest, dhcpv4.MessageTypeInform} {
 		f.Add(ask(f, message(f, typ, dhcpv4.WithClientIP(own), dhcpv4.WithOption(dhcpv4.OptClientIdentifier(make([]byte, 300))))))
@@ -36,7 +37,7 @@ func FuzzDHCPPacket(f *testing.F) {
 	f.Add([]byte{})
 	f.Fuzz(func(t *testing.T, frame []byte) {
 		frame = frame[:min(len(frame), dhcpMaxSize)] // as Serve reads it
-		for _, r := range repliers {
+		for i, r := range repliers {
 			before := bytes.Clone(frame)
 			answer := r.reply(frame)
 			if !bytes.Equal(frame, before) {
@@ -45,7 +46,7 @@ func FuzzDHCPPacket(f *testing.F) {
 			if answer == nil {
 				continue
 			}
-			if n, err := filter.Run(frame); err != nil || n == 0 {
+			if n, err := filters[i].Run(frame); err != nil || n == 0 {
 				t.Errorf("answered %x, which the filter drops (%v)", frame, err)
 			}
 			checkAnswer(t, r, frame, answer)
@@ -54,8 +55,8 @@ func FuzzDHCPPacket(f *testing.F) {
 }
 
 // filterMachine runs the socket's filter.
-func filterMachine(f *testing.F) *bpf.VM {
-	prog, err := requestFilter()
+func filterMachine(f *testing.F, mac net.HardwareAddr) *bpf.VM {
+	prog, err := requestFilter(mac)
 	must(f, err)
 	var raw []bpf.RawInstruction
 	for _, i := range unsafe.Slice(prog.Filter, prog.Len) {
