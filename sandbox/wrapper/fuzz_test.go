@@ -202,7 +202,7 @@ func checkEvent(t *testing.T, b []byte) {
 	if !json.Valid(b) {
 		return // the QMP client hands on none such
 	}
-	r := &recorder{}
+	r := &recorder{seen: map[qmp.EventName]int{}}
 	r.record(qmp.Event{Name: qmp.EventGuestPanicked, Time: time.Unix(1, 0), Data: b})
 	r.record(qmp.Event{Name: qmp.EventShutdown, Time: time.Unix(2, 0), Data: b})
 	r.record(qmp.Event{Name: qmp.EventName(b), Time: time.Unix(3, 0)})
