@@ -27,12 +27,13 @@ type prober struct {
 	etc           string // where passwd and its like are
 	tun, vhostNet string
 	host          domain.Host
+	tryCage       func(context.Context, Config) error
 }
 
 func newProber(conf Config) prober {
 	return prober{
 		conf: conf, euid: os.Geteuid(), status: "/proc/self/status", etc: "/etc",
-		tun: "/dev/net/tun", vhostNet: "/dev/vhost-net",
+		tun: "/dev/net/tun", vhostNet: "/dev/vhost-net", tryCage: tryCage,
 	}
 }
 

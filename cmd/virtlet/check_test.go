@@ -2,7 +2,9 @@ package main
 
 import (
 	"bytes"
+	"context"
 	"encoding/json"
+	"errors"
 	"os"
 	"path/filepath"
 	"strings"
@@ -37,7 +39,8 @@ func goodHost(t *testing.T) prober {
 	return prober{
 		conf: conf, euid: 0, etc: dir, status: write("status", "Name:\tx\nCapEff:\t000001ffffffffff\n", 0o600),
 		tun: write("tun", "", 0o600), vhostNet: write("vhost-net", "", 0o600),
-		host: domain.Host{KVM: write("kvm", "", 0o600), CPUInfo: write("cpuinfo", "flags\t\t: fpu vmx\n", 0o600), Arch: "amd64"},
+		tryCage: func(context.Context, Config) error { return nil },
+		host:    domain.Host{KVM: write("kvm", "", 0o600), CPUInfo: write("cpuinfo", "flags\t\t: fpu vmx\n", 0o600), Arch: "amd64"},
 	}
 }
 
@@ -73,6 +76,11 @@ func TestCheck(t *testing.T) {
 		}, "qemu", stateMissing, "too old"},
 		{"no_qemu_img", func(p *prober) { gone(&p.conf.QEMUImg) }, "qemu-img", stateMissing, ""},
 		{"no_vmwrapper", func(p *prober) { gone(&p.conf.Wrapper) }, "vmwrapper", stateMissing, ""},
+		{"cage", func(*prober) {}, "cage", stateOK, "without rights"},
+		{"no_cage", func(p *prober) {
+			p.tryCage = func(context.Context, Config) error { return errors.New("changing the root: invalid argument") }
+		}, "cage", stateMissing, "changing the root"},
+		{"cage_of_no_QEMU", func(p *prober) { p.tryCage = tryCage }, "cage", stateMissing, "caging"},
 		{"cni", func(*prober) {}, "cni", stateOK, ""},
 		{"no_cni_config", func(p *prober) { gone(&p.conf.CNIConfDir) }, "cni", stateMissing, "no CNI network configuration"},
 		{"no_cni_plugin", func(p *prober) { p.conf.CNIBinDirs = []string{"/nonexistent"} }, "cni", stateMissing, "plug"},
