@@ -48,6 +48,7 @@ var subjects = []struct {
 	measure func(ctx context.Context, t *testing.T, b *run) ([]Row, error)
 }{
 	{"boot", boots},
+	{"cage", cages},
 	{"sandbox", sandboxes},
 	{"idle", idle},
 	{"list", lists},

@@ -11,10 +11,12 @@ pod's bridge) is not counted. Where there is a peer, the two take turns and chan
   QEMU that Virtlet started; only the paths of the root disk and the seed differ. It gets equal file descriptors (monitor
   socket, socket pairs, a tap in a network namespace), a fresh overlay on the same image, and an empty environment. All
   that is made before its clock starts, which is when QEMU is forked, and its guest is let run (QMP cont) at the first
-  reply. It is in no cgroup, has no DHCP server and no filters on its tap. Virtlet's clock starts with the call; cgroup,
+  reply. It is in no cgroup and no cage, has no DHCP server and no filters on its tap. Virtlet's clock starts with the call; cgroup,
   vmwrapper, tap, filters, DHCP, two database transactions and the second monitor are all in it.
 - **Console lines.** The boot loader's line is the first line of any kind on the serial port; the kernel's is the first that
   holds "Linux version". Virtlet's time is the time in the CRI log, bare QEMU's is that of the read from its console.
+- **The cage.** QEMU is run for its version by the same way through a stage into a cage, and by a plain fork and exec. In
+  StartContainer's own line the cage is included on Virtlet's side and not on bare QEMU's.
 - **RunPodSandbox against CNI ADD.** libcni runs the same configuration (bridge, host-local, portmap) in the same node on
   a fresh network namespace, whose making is not counted.
 - **Lists.** ListPodSandbox and then ListContainers with every pod of the node in the answer, each pod with a created VM
