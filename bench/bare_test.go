@@ -3,6 +3,7 @@ package bench
 import (
 	"bytes"
 	"context"
+	"encoding/json"
 	"fmt"
 	"io"
 	"net"
@@ -16,12 +17,14 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/virtlet/virtlet/e2e/rig"
 	"github.com/virtlet/virtlet/netns"
 	"github.com/virtlet/virtlet/qmp"
 	"github.com/virtlet/virtlet/sandbox/cage"
 	"github.com/virtlet/virtlet/sandbox/disk"
+	"github.com/virtlet/virtlet/sandbox/domain"
 )
 
 // kernelSpeaks is in the first line that a Linux kernel prints.
@@ -47,7 +50,7 @@ type openImage struct {
 type took struct{ reply, line, kernel time.Duration }
 
 // copyOf takes the arguments of a VM that runs on the rig, which stands in a directory of its own below vms.
-func copyOf(r *rig.Rig, p *rig.Pod) (*bare, error) {
+func copyOf(ctx context.Context, r *rig.Rig, p *rig.Pod) (*bare, error) {
 	pid, err := p.Process("qemu-system")
 	if err != nil {
 		return nil, err
@@ -63,7 +66,7 @@ func copyOf(r *rig.Rig, p *rig.Pod) (*bare, error) {
 	vmDir := filepath.Join(r.StateDir(), "vms", p.VM)
 	line := strings.ReplaceAll(strings.TrimSuffix(string(cmdline), "\x00"), vmDir, b.dir)
 	b.argv = strings.Split(line, "\x00")
-	if err := b.readImages(pid, vmDir); err != nil {
+	if err := b.readImages(ctx, r, p.VM, vmDir); err != nil {
 		return nil, err
 	}
 	if err := os.Mkdir(b.dir, 0o700); err != nil {
@@ -85,37 +88,36 @@ func copyOf(r *rig.Rig, p *rig.Pod) (*bare, error) {
 
 func (b *bare) close() error { return netns.Remove(b.tapNetns) }
 
-var addedFD = regexp.MustCompile(`^fd=(\d+),set=\d+$`)
+var addedFD = regexp.MustCompile(`(?m)^fd=(\d+),set=\d+$`)
 
-// readImages asks the kernel which files a running QEMU was given as disks. Those of its VM are ours to replace.
-func (b *bare) readImages(pid int, vmDir string) error {
+// readImages asks the daemon which files the VM's disks are, in the order in which QEMU is given them. Those of the VM are
+// ours to replace.
+func (b *bare) readImages(ctx context.Context, r *rig.Rig, vm, vmDir string) error {
+	st, err := r.Runtime.ContainerStatus(ctx, &runtimeapi.ContainerStatusRequest{ContainerId: vm, Verbose: true})
+	if err != nil {
+		return err
+	}
+	var info struct{ Domain domain.Domain }
+	if err := json.Unmarshal([]byte(st.Info["virtlet"]), &info); err != nil {
+		return fmt.Errorf("reading the VM's definition: %w", err)
+	}
+	images, fds := info.Domain.Images(), addedFD.FindAllStringSubmatch(strings.Join(b.argv, "\n"), -1)
+	if len(images) != len(fds) || len(info.Domain.Disks) == 0 || info.Domain.Disks[0].Backing == nil {
+		return fmt.Errorf("the VM has the images %v, its QEMU the descriptors %v", images, fds)
+	}
 	b.images = map[int]openImage{}
-	for _, arg := range b.argv {
-		m := addedFD.FindStringSubmatch(arg)
-		if m == nil {
-			continue
-		}
-		path, err := os.Readlink(fmt.Sprintf("/proc/%d/fd/%s", pid, m[1]))
+	for i, image := range images {
+		fd, err := strconv.Atoi(fds[i][1])
 		if err != nil {
 			return err
 		}
-		info, err := os.ReadFile(fmt.Sprintf("/proc/%d/fdinfo/%s", pid, m[1]))
-		if err != nil {
-			return err
+		flags := os.O_RDWR
+		if image.ReadOnly {
+			flags = os.O_RDONLY
 		}
-		var pos, flags int
-		if _, err := fmt.Sscanf(string(info), "pos:\t%d\nflags:\t%o", &pos, &flags); err != nil {
-			return fmt.Errorf("reading how %s is open: %w", path, err)
-		}
-		fd, _ := strconv.Atoi(m[1])
-		b.images[fd] = openImage{strings.Replace(path, vmDir, b.dir, 1), flags & unix.O_ACCMODE}
-		if strings.Contains(path, "/images/") {
-			b.overlay = disk.Overlay{Path: filepath.Join(b.dir, "root.qcow2"), Base: path, BaseFormat: "qcow2"}
-		}
+		b.images[fd] = openImage{strings.Replace(image.Path, vmDir, b.dir, 1), flags}
 	}
-	if b.overlay.Base == "" {
-		return fmt.Errorf("QEMU was given no image: %q", b.argv)
-	}
+	b.overlay = disk.Overlay{Path: filepath.Join(b.dir, "root.qcow2"), Base: info.Domain.Disks[0].Backing.Path, BaseFormat: "qcow2"}
 	return nil
 }
 

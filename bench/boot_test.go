@@ -28,7 +28,7 @@ func boots(ctx context.Context, t *testing.T, b *run) (_ []Row, err error) {
 	if _, err = startVM(ctx, model); err != nil {
 		return nil, err
 	}
-	peer, err := copyOf(r, model)
+	peer, err := copyOf(ctx, r, model)
 	if err != nil {
 		return nil, err
 	}
