@@ -25,7 +25,7 @@ type users struct {
 
 // newUsers begins anywhere: a VM whose record cannot be read may still run as a user that we do not know of.
 func newUsers(all UserRange) *users {
-	return &users{all: all, taken: map[uint32]string{}, next: rand.Uint64N(all.size())}
+	return &users{all: all, taken: map[uint32]string{}, next: rand.Uint64N(all.size())} //nolint:gosec // no secret: it only keeps two daemons apart
 }
 
 // takePair gives a VM a user for its QEMU and one for its vmwrapper.

@@ -50,7 +50,7 @@ func seal(job Job) error {
 		{"dropping capabilities", func() error {
 			header := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
 			kept := [2]unix.CapUserData{{Effective: keptRights, Permitted: keptRights}}
-			return allThreads(unix.SYS_CAPSET, uintptr(unsafe.Pointer(&header)), uintptr(unsafe.Pointer(&kept[0])))
+			return allThreads(unix.SYS_CAPSET, uintptr(unsafe.Pointer(&header)), uintptr(unsafe.Pointer(&kept[0]))) //nolint:gosec // the kernel takes pointers
 		}},
 		{"forbidding new rights", func() error { return allThreads(unix.SYS_PRCTL, unix.PR_SET_NO_NEW_PRIVS, 1) }},
 		// The join is undone over netlink.
