@@ -25,11 +25,11 @@ import (
 // maxMessage is the largest CRI message, in bytes: what kubelet's client takes.
 const maxMessage = 16 << 20
 
-// calmGarbage lets the heap, which is small, grow to thrice what lives in it, unless GOGC says otherwise: kubelet's lists
+// calmGarbage lets the heap, which is small, grow to five times what lives in it, unless GOGC says otherwise: kubelet's lists
 // every second leave much behind, and wait for the collector less.
 func calmGarbage() {
 	if os.Getenv("GOGC") == "" {
-		debug.SetGCPercent(200)
+		debug.SetGCPercent(400)
 	}
 }
 
