@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"runtime"
@@ -17,12 +18,19 @@ func (p prober) caged(ctx context.Context) []checkItem {
 	if p.euid != 0 {
 		return []checkItem{warning(name, "not tried, since only root can", "run it as root (sudo virtlet check)")}
 	}
-	if err := p.tryCage(ctx, p.conf); err != nil {
+	err := p.tryCage(ctx, p.conf)
+	switch {
+	case errors.Is(err, errNoProgram):
+		return []checkItem{warning(name, "not tried: "+err.Error(), "see there")}
+	case err != nil:
 		return []checkItem{missing(name, err.Error(),
 			"Linux 5.12 or newer is needed, a root file system other than the initramfs, and in a container the rights to mount, to make namespaces and device nodes")}
 	}
 	return []checkItem{ok(name, "QEMU runs without rights, in a root of its own")}
 }
+
+// errNoProgram: what is to be caged, or cages, is missing, which another item tells.
+var errNoProgram = errors.New("it is missing or unfit")
 
 // tryCage has QEMU tell its version from a cage like that of a VM.
 func tryCage(ctx context.Context, conf Config) error {
@@ -30,11 +38,11 @@ func tryCage(ctx context.Context, conf Config) error {
 	defer cancel()
 	qemu, err := domain.ProbeQEMU(ctx, conf.QEMU)
 	if err != nil {
-		return err
+		return fmt.Errorf("qemu: %w", errNoProgram)
 	}
 	stage, err := findProgram(conf.Wrapper)
 	if err != nil {
-		return err
+		return fmt.Errorf("vmwrapper: %w", errNoProgram)
 	}
 	base, err := os.MkdirTemp("", "virtlet-check-")
 	if err != nil {

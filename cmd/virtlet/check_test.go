@@ -80,6 +80,7 @@ func TestCheck(t *testing.T) {
 		{"no_cage", func(p *prober) {
 			p.tryCage = func(context.Context, Config) error { return errors.New("changing the root: invalid argument") }
 		}, "cage", stateMissing, "changing the root"},
+		{"cage_without_QEMU", func(p *prober) { p.tryCage = tryCage; gone(&p.conf.QEMU) }, "cage", stateWarning, "not tried: qemu"},
 		{"cage_of_no_QEMU", func(p *prober) { p.tryCage = tryCage }, "cage", stateMissing, "caging"},
 		{"cni", func(*prober) {}, "cni", stateOK, ""},
 		{"no_cni_config", func(p *prober) { gone(&p.conf.CNIConfDir) }, "cni", stateMissing, "no CNI network configuration"},
