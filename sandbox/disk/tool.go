@@ -52,8 +52,8 @@ func (e *toolError) crashed() bool {
 	return known && slices.Contains([]syscall.Signal{syscall.SIGABRT, syscall.SIGBUS, syscall.SIGSEGV, syscall.SIGTRAP}, status.Signal())
 }
 
-// run executes qemu-img by prlimit, which sets the limits before qemu-img sees its first byte of an image. When ctx
-// ends it is killed. Its standard output is returned even if it fails.
+// run executes qemu-img within the limits, by prlimit: for what opens no image that nobody vouches for (that is
+// Inspector's work, in a cage). When ctx ends it is killed. Its standard output is returned even if it fails.
 func (l toolLimits) run(ctx context.Context, qemuImg, command string, args ...string) ([]byte, error) {
 	program, err := lookTool(qemuImg, "qemu-utils")
 	if err != nil {
