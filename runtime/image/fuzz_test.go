@@ -8,6 +8,8 @@ import (
 	"slices"
 	"strings"
 	"testing"
+
+	"github.com/virtlet/virtlet/runtime/image/source"
 )
 
 // FuzzName takes a hostile image name apart. What is accepted has one canonical form without credentials that leads to
@@ -134,7 +136,7 @@ func checkRedirect(t *testing.T, path, before, after string) {
 	secret := before + mark + after
 	for _, user := range []*url.Userinfo{url.User(secret), url.UserPassword(before, secret)} {
 		u := &url.URL{Scheme: "https", User: user, Host: "img.example", Path: "/" + path, RawQuery: "token=" + secret, Fragment: secret, RawFragment: secret}
-		if shown := redactURL(u); strings.Contains(shown, mark) && !strings.Contains(path, mark) {
+		if shown := source.RedactURL(u); strings.Contains(shown, mark) && !strings.Contains(path, mark) {
 			t.Errorf("%q is redacted to %q", u, shown)
 		}
 	}
@@ -144,18 +146,20 @@ func checkRedirect(t *testing.T, path, before, after string) {
 func checkAuth(t *testing.T, user, password string) {
 	u := &url.URL{Scheme: "https", Host: "img.example"}
 	encoded := Auth{Auth: base64.StdEncoding.EncodeToString([]byte(user + ":" + password))}
-	if got, err := encoded.header(u, nil); err != nil || !strings.Contains(user, ":") && !strings.HasSuffix(password, "\x00") && user+password != "" && got != basic(user, password) {
+	plain := Auth{Username: user, Password: password}
+	want, _ := plain.Header(u, nil)
+	if got, err := encoded.Header(u, nil); err != nil || !strings.Contains(user, ":") && !strings.HasSuffix(password, "\x00") && user+password != "" && got != want {
 		t.Errorf("%q:%q: header %q, %v", user, password, got, err)
 	}
 	const mark = "S3CR3T"
 	for _, a := range []Auth{{Auth: user + mark + password}, {Auth: base64.StdEncoding.EncodeToString([]byte(mark + strings.ReplaceAll(user, ":", "")))}} {
-		if _, err := a.header(u, nil); err != nil && (!errors.Is(err, ErrUnauthorized) || strings.Contains(err.Error(), mark)) {
+		if _, err := a.Header(u, nil); err != nil && (!errors.Is(err, ErrUnauthorized) || strings.Contains(err.Error(), mark)) {
 			t.Errorf("%q: %v", a.Auth, err)
 		}
 	}
 	for _, server := range []string{user, "https://" + user + "/v1", user + password} {
 		a := Auth{Username: "u", Password: "p", ServerAddress: server}
-		if got, _ := a.header(u, nil); got != "" && server != "" && !strings.Contains(strings.ToLower(server), "img.example") {
+		if got, _ := a.Header(u, nil); got != "" && server != "" && !strings.Contains(strings.ToLower(server), "img.example") {
 			t.Errorf("a credential for %q goes to %s", server, u)
 		}
 	}

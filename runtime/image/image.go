@@ -12,30 +12,29 @@ import (
 	"time"
 
 	"github.com/sirupsen/logrus"
+
+	"github.com/virtlet/virtlet/runtime/image/source"
 )
 
 // Faults that callers tell apart by errors.Is. The messages name the image, where it came from and what to do, and
-// never hold a credential.
+// never hold a credential. Package source says what those of it mean.
 var (
-	// ErrInvalidName: the name can never lead to an image.
-	ErrInvalidName = errors.New("invalid image name")
+	ErrInvalidName    = source.ErrInvalidName
+	ErrUnavailable    = source.ErrUnavailable
+	ErrUnauthorized   = source.ErrUnauthorized
+	ErrDigestMismatch = source.ErrDigestMismatch
+	ErrRefused        = source.ErrRefused
+	ErrTooLarge       = source.ErrTooLarge
 	// ErrNotFound: the node has no such image, or its source has none.
-	ErrNotFound = errors.New("image not found")
+	ErrNotFound = source.ErrNotFound
 	// ErrAmbiguous: the beginning of an id fits several images.
 	ErrAmbiguous = errors.New("ambiguous image id")
-	// ErrUnavailable: the source cannot be reached, broke off or failed; a later attempt may succeed.
-	ErrUnavailable = errors.New("image source unavailable")
-	// ErrUnauthorized: the source wants other credentials.
-	ErrUnauthorized = errors.New("not authorized to pull image")
-	// ErrDigestMismatch: the content is not what the name's digest promises.
-	ErrDigestMismatch = errors.New("image digest mismatch")
-	// ErrRefused: the content is not a disk image that Virtlet will run.
-	ErrRefused = errors.New("image refused")
-	// ErrTooLarge: the content is larger than the configured maximum.
-	ErrTooLarge = errors.New("image too large")
 	// ErrNoSpace: the image store's file system or quota is full.
 	ErrNoSpace = errors.New("no space left for image")
 )
+
+// Auth is a caller's credential for one pull.
+type Auth = source.Auth
 
 // Image is one content in the store with all its names: its record and the snapshot that readers get.
 type Image struct {

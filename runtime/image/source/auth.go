@@ -1,4 +1,4 @@
-package image
+package source
 
 import (
 	"encoding/base64"
@@ -26,8 +26,8 @@ func (Auth) String() string { return "[credential]" }
 // GoString hides the credential from %#v.
 func (Auth) GoString() string { return "[credential]" }
 
-// header is the value of the Authorization header for requests to u, or empty.
-func (a *Auth) header(u *url.URL, inURL *url.Userinfo) (string, error) {
+// Header is the value of the Authorization header for requests to u, or empty.
+func (a *Auth) Header(u *url.URL, inURL *url.Userinfo) (string, error) {
 	if a != nil && a.appliesTo(u) {
 		switch {
 		case a.RegistryToken != "":
