@@ -29,7 +29,7 @@ type Request struct {
 // Response is the content from Offset on. Closing it ends the download.
 type Response struct {
 	io.ReadCloser
-	// From is the URL in the end, without credentials.
+	// From is the URL that was asked for, without credentials.
 	From string
 	// Offset of the first byte that will be read: the one asked for, or 0 when the source began anew.
 	Offset int64
@@ -92,7 +92,7 @@ func (r *Request) send(ctx context.Context) (*http.Response, error) {
 
 // accept judges an answer's head.
 func (r *Request) accept(resp *http.Response) (*Response, error) {
-	got := &Response{From: RedactURL(resp.Request.URL), Size: resp.ContentLength, ETag: strongETag(resp.Header.Get("ETag"))}
+	got := &Response{From: RedactURL(r.URL), Size: resp.ContentLength, ETag: strongETag(resp.Header.Get("ETag"))}
 	switch {
 	case resp.StatusCode == http.StatusOK:
 		return got, nil
