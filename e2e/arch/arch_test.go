@@ -82,6 +82,8 @@ func TestCheck(t *testing.T) {
 		"sandbox_looks_up":            {[]string{"+sandbox/supervisor > +runtime/state"}, "downward"},
 		"runtime_looks_up":            {[]string{"+runtime/image > +cmd/virtlet"}, "downward"},
 		"wrapper_takes_cgroups":       {[]string{"+sandbox/wrapper > +cgroups"}, "stay small"},
+		"translation_knows_the_store": {[]string{"+runtime/image/translate > +runtime/image"}, "neither the store"},
+		"a_source_knows_another":      {[]string{"+runtime/image/source > +runtime/image/translate"}, "none of them"},
 		"cri_starts_wrappers":         {[]string{"+runtime/cri > +sandbox/wrapper"}, "supervisor alone"},
 		"cri_makes_disks":             {[]string{"+runtime/cri > +sandbox/disk"}, "supervisor alone"},
 		"cri_speaks_qmp":              {[]string{"+runtime/cri > +qmp"}, "supervisor alone"},

@@ -39,6 +39,8 @@ var directions = []rule{
 	{"sandbox", []string{"sandbox", "netns", "cgroups", "qmp"}, "imports run downward only"},
 	{"runtime/cri", []string{"runtime", "sandbox/supervisor", "sandbox/domain", "netns", "cgroups"},
 		"CRI reaches a VM through sandbox/supervisor alone"},
+	{"runtime/image/source", nil, "what all sources share knows none of them"},
+	{"runtime/image/translate", []string{"runtime/image/source"}, "translation knows neither the store nor registries"},
 	{"runtime", []string{"runtime", "sandbox", "netns", "cgroups", "qmp"}, "imports run downward only"},
 	{"netns", []string{"netns"}, "the bottom layer imports none of the others"},
 	{"cgroups", []string{"cgroups"}, "the bottom layer imports none of the others"},
