@@ -97,10 +97,11 @@ lint: check ## Run golangci-lint (built at first use, which takes minutes)
 
 .PHONY: install
 install: build ## Install programs, systemd unit, example configuration and manifests below PREFIX
-	$(INSTALLER) install -d $(DESTDIR)$(PREFIX)/bin $(DESTDIR)$(UNITDIR) $(DESTDIR)$(SYSCONFDIR)/virtlet $(EXAMPLES)
+	$(INSTALLER) install -d $(DESTDIR)$(PREFIX)/bin $(DESTDIR)$(UNITDIR) $(DESTDIR)$(SYSCONFDIR)/virtlet/images.d $(EXAMPLES)/images.d
 	$(INSTALLER) install -m 0755 bin/* $(DESTDIR)$(PREFIX)/bin/
 	sed 's|@BINDIR@|$(PREFIX)/bin|' deploy/virtlet.service | $(INSTALLER) install -m 0644 /dev/stdin $(DESTDIR)$(UNITDIR)/virtlet.service
 	$(INSTALLER) install -m 0644 deploy/virtlet.yaml deploy/runtimeclass.yaml deploy/examples/* deploy/cni/* $(EXAMPLES)
+	$(INSTALLER) install -m 0644 deploy/images.d/* $(EXAMPLES)/images.d
 	@# The operator's own configuration stays.
 	[ -e $(DESTDIR)$(SYSCONFDIR)/virtlet/virtlet.yaml ] || \
 		$(INSTALLER) install -m 0644 deploy/virtlet.yaml $(DESTDIR)$(SYSCONFDIR)/virtlet/virtlet.yaml

@@ -16,6 +16,7 @@ import (
 
 	"github.com/virtlet/virtlet/cgroups"
 	"github.com/virtlet/virtlet/netns/cni"
+	"github.com/virtlet/virtlet/runtime/image/translate"
 	"github.com/virtlet/virtlet/sandbox/domain"
 )
 
@@ -243,6 +244,19 @@ func judgeSpace(dir string, free int64) checkItem {
 
 // quantity is a size for people, in whole MiB.
 func quantity(n int64) string { return resource.NewQuantity(n>>20<<20, resource.BinarySI).String() }
+
+func (p prober) translations(context.Context) []checkItem {
+	const name = "image rules"
+	dir := p.conf.ImageTranslations
+	rules, faults := translate.Check(dir)
+	switch {
+	case len(faults) > 0:
+		return []checkItem{warning(name, errors.Join(faults...).Error(), "see the detail, and docs/images.md")}
+	case rules == 0:
+		return []checkItem{ok(name, "none in %s: image names are hosts and paths, or local", dir)}
+	}
+	return []checkItem{ok(name, "%d in %s", rules, dir)}
+}
 
 func (p prober) socket(ctx context.Context) []checkItem {
 	const name = "socket"

@@ -32,6 +32,7 @@ func goodHost(t *testing.T) prober {
 	conf.StateDir, conf.RunDir, conf.Listen = filepath.Join(dir, "state"), filepath.Join(dir, "run"), filepath.Join(dir, "run", "s")
 	conf.QEMU = write("qemu", "#!/bin/sh\necho 'QEMU emulator version 8.2.0'\n", 0o700)
 	conf.QEMUImg, conf.Wrapper = write("qemu-img", "#!/bin/sh\n", 0o700), write("vmwrapper", "#!/bin/sh\n", 0o700)
+	conf.ImageTranslations = filepath.Dir(write("images.d/1.yaml", "translations: [{name: x, url: img.example/x}]", 0o600))
 	conf.CNIConfDir, conf.CNIBinDirs = filepath.Dir(write("net.d/1.conflist", `{"cniVersion":"1.0.0","name":"n","plugins":[{"type":"plug"}]}`, 0o600)), []string{dir}
 	write("plug", "#!/bin/sh\n", 0o700)
 	write("passwd", "root:x:0:0:root:/root:/bin/bash\nalice:x:1000:1000::/home/alice:/bin/sh\n", 0o600)
@@ -92,6 +93,11 @@ func TestCheck(t *testing.T) {
 			_ = os.MkdirAll(p.conf.StateDir, 0o700)
 			_ = os.Chmod(p.conf.StateDir, 0o777)
 		}, "state-dir", stateMissing, "chmod"},
+		{"image_rules", func(*prober) {}, "image rules", stateOK, "1 in "},
+		{"no_image_rules", func(p *prober) { gone(&p.conf.ImageTranslations) }, "image rules", stateOK, "none in /nonexistent/file"},
+		{"bad_image_rules", func(p *prober) {
+			_ = os.WriteFile(filepath.Join(p.conf.ImageTranslations, "2.yaml"), []byte("translation: []\n"), 0o600)
+		}, "image rules", stateWarning, "2.yaml:1: unknown key"},
 		{"socket_free", func(*prober) {}, "socket", stateOK, "is free"},
 		{"socket_taken", func(p *prober) {
 			_ = os.MkdirAll(p.conf.RunDir, 0o700)

@@ -45,6 +45,7 @@ type Config struct {
 	ImageStallTimeout time.Duration
 	ImagePlainHTTP    []string
 	ImageLocalDirs    []string
+	ImageTranslations string
 	ImagePinned       []string
 
 	StopTimeout time.Duration
@@ -86,6 +87,7 @@ func defaults() Config {
 		ConsoleLogSize:    wrapper.DefaultLogSize,
 		ImageMaxSize:      image.DefaultMaxBytes,
 		ImageStallTimeout: image.DefaultStallTimeout,
+		ImageTranslations: "/etc/virtlet/images.d",
 		StopTimeout:       10 * time.Second,
 		LogLevel:          logrus.InfoLevel.String(),
 		LogFormat:         auto,
@@ -126,6 +128,7 @@ func settings(c *Config) []setting {
 		{"image-stall-timeout", "a download that brings nothing for so long is given up", duration(&c.ImageStallTimeout)},
 		{"image-plain-http-hosts", "hosts (with or without port) from which images come by plain http", list(&c.ImagePlainHTTP, hostPort)},
 		{"image-local-dirs", "directories of this host from which images may be taken", list(&c.ImageLocalDirs, absolute)},
+		{"image-translations", "`directory` of the rules that lead image names to URLs; see docs/images.md", path(&c.ImageTranslations)},
 		{"image-pinned", "images that kubelet's garbage collection spares", list(&c.ImagePinned, image.CheckName)},
 		{"stop-timeout", "how long a stopping daemon waits for requests under way", duration(&c.StopTimeout)},
 		{"log-level", "least weight of what is logged: error, warning, info, debug or trace", choice(&c.LogLevel, logLevels()...)},
