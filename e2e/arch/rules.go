@@ -39,6 +39,7 @@ var directions = []rule{
 	{"sandbox", []string{"sandbox", "netns", "cgroups", "qmp"}, "imports run downward only"},
 	{"runtime/cri", []string{"runtime", "sandbox/supervisor", "sandbox/domain", "netns", "cgroups"},
 		"CRI reaches a VM through sandbox/supervisor alone"},
+	{"runtime/image/registry", []string{"runtime/image/source"}, "a source of images knows nothing of the store"},
 	{"runtime", []string{"runtime", "sandbox", "netns", "cgroups", "qmp"}, "imports run downward only"},
 	{"netns", []string{"netns"}, "the bottom layer imports none of the others"},
 	{"cgroups", []string{"cgroups"}, "the bottom layer imports none of the others"},
