@@ -19,7 +19,7 @@ const (
 	opaqueMark     = ".wh..wh..opq"
 	maxName        = 255     // bytes, of a file under /disk: the most that a file system takes
 	maxWhiteouts   = 1 << 10 // under /disk in all layers together
-	maxEntries     = 1 << 21 // of one layer; a large container image has a tenth
+	maxEntries     = 1 << 20 // of one layer; a large container image has a fifth
 	maxAfterTheTar = 1 << 20 // bytes of padding behind an archive's end
 )
 
@@ -34,13 +34,12 @@ type Search struct {
 // Layer reads an uncompressed layer up to its disk. Without one it is nil, and the layer was read to its end. What is wrong
 // with the layer wraps source.ErrRefused; errors of r come through as they are.
 func (s *Search) Layer(r io.Reader) (*File, error) {
-	w := &walk{search: s, in: &faultReader{r: r}, removes: map[string]bool{}}
-	w.tar = tar.NewReader(w.in)
-	f, err := w.next()
-	if err != nil {
-		return nil, err
-	}
-	return f, nil
+	return s.walk(r).next()
+}
+
+func (s *Search) walk(r io.Reader) *walk {
+	in := &faultReader{r: r}
+	return &walk{search: s, in: in, tar: tar.NewReader(in), removes: map[string]bool{}}
 }
 
 // Hidden tells that no layer below the last one can have the disk.
