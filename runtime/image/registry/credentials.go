@@ -56,6 +56,9 @@ func credential(a *source.Auth) (auth.Credential, error) {
 		return auth.EmptyCredential, err
 	}
 	cred := auth.Credential{Username: user, Password: password, RefreshToken: a.IdentityToken, AccessToken: a.RegistryToken}
+	if cred.RefreshToken == "" && cred.AccessToken == "" && (user == "") != (password == "") {
+		return auth.EmptyCredential, fmt.Errorf("%w: the credential lacks its user or its password", source.ErrUnauthorized)
+	}
 	return cred, nil
 }
 
@@ -94,7 +97,7 @@ func fromDockerConfig(file, hostPort, path string) (auth.Credential, error) {
 		Username: entry.Username, Password: entry.Password, Auth: entry.Auth, IdentityToken: entry.IdentityToken, RegistryToken: entry.RegistryToken,
 	})
 	if err != nil {
-		return none, fmt.Errorf("auths.%q: auth is not user:password in base64", key)
+		return none, fmt.Errorf("auths.%q: %w", key, err)
 	}
 	if cred != none {
 		return cred, nil
