@@ -6,6 +6,7 @@ package registrytest
 import (
 	"bytes"
 	"context"
+	"crypto/tls"
 	"encoding/pem"
 	"fmt"
 	"io"
@@ -29,6 +30,8 @@ type Request struct {
 	// Status of the answer.
 	Status int
 	Header http.Header
+	// ClientCertificate tells whether the client showed one.
+	ClientCertificate bool
 }
 
 // Registry serves images until the test ends.
@@ -61,6 +64,7 @@ func start(t testing.TB, run func(*httptest.Server)) *Registry {
 	r.serve = ggcr.New(ggcr.Logger(quiet), ggcr.WithBlobHandler(r.blobs))
 	r.server = httptest.NewUnstartedServer(http.HandlerFunc(r.handle))
 	r.server.Config.ErrorLog = quiet
+	r.server.TLS = &tls.Config{ClientAuth: tls.RequestClientCert}
 	run(r.server)
 	t.Cleanup(func() {
 		// A test may hold a request for ever.
@@ -122,6 +126,7 @@ func (r *Registry) handle(w http.ResponseWriter, req *http.Request) {
 		r.requests = append(r.requests, Request{
 			Method: req.Method, Path: req.URL.Path, Query: req.URL.RawQuery, Authorization: req.Header.Get("Authorization"),
 			Range: req.Header.Get("Range"), Status: seen.status, Header: req.Header.Clone(),
+			ClientCertificate: req.TLS != nil && len(req.TLS.PeerCertificates) > 0,
 		})
 	}()
 	if before != nil && before(seen, req) {

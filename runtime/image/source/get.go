@@ -53,6 +53,11 @@ func Get(ctx context.Context, r Request) (*Response, error) {
 		cancel(nil)
 	}
 	resp, err := r.send(ctx)
+	if err == nil && ctx.Err() != nil {
+		// An answer may come in while we hang up; its body will not.
+		err = ctx.Err()
+		_ = resp.Body.Close()
+	}
 	if err != nil {
 		watch.Stop()
 		err = TransferError(ctx, r.URL, err)
