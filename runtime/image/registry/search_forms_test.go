@@ -69,7 +69,7 @@ func TestSearchSparse(t *testing.T) {
 	})
 }
 
-func gnuTar(t *testing.T, top string, args ...string) []byte {
+func gnuTar(t testing.TB, top string, args ...string) []byte {
 	t.Helper()
 	cmd := exec.Command("tar", append(args, "-C", top, "-cf", "-", "disk")...)
 	var stderr bytes.Buffer
