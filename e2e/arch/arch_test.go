@@ -87,6 +87,7 @@ func TestCheck(t *testing.T) {
 		"cri_starts_wrappers":         {[]string{"+runtime/cri > +sandbox/wrapper"}, "supervisor alone"},
 		"cri_makes_disks":             {[]string{"+runtime/cri > +sandbox/disk"}, "supervisor alone"},
 		"cri_speaks_qmp":              {[]string{"+runtime/cri > +qmp"}, "supervisor alone"},
+		"registry_takes_the_store":    {[]string{"+runtime/image/registry > +runtime/image"}, "knows nothing of the store"},
 		"program_takes_test_code":     {[]string{"+cmd/virtlet > +e2e/rig"}, "stays out of the programs"},
 		"libvirt_by_us":               {[]string{"+sandbox/domain > libvirt.org/go/libvirtxml"}, "nothing of libvirt"},
 		"libvirt_rpc_by_us":           {[]string{"+qmp > github.com/digitalocean/go-libvirt"}, "nothing of libvirt"},

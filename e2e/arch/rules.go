@@ -41,6 +41,7 @@ var directions = []rule{
 		"CRI reaches a VM through sandbox/supervisor alone"},
 	{"runtime/image/source", nil, "what all sources share knows none of them"},
 	{"runtime/image/translate", []string{"runtime/image/source"}, "translation knows neither the store nor registries"},
+	{"runtime/image/registry", []string{"runtime/image/source"}, "a source of images knows nothing of the store"},
 	{"runtime", []string{"runtime", "sandbox", "netns", "cgroups", "qmp"}, "imports run downward only"},
 	{"netns", []string{"netns"}, "the bottom layer imports none of the others"},
 	{"cgroups", []string{"cgroups"}, "the bottom layer imports none of the others"},

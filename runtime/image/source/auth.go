@@ -18,6 +18,8 @@ type Auth struct {
 	ServerAddress string
 	// RegistryToken is sent as a bearer token.
 	RegistryToken string
+	// IdentityToken is an OAuth2 refresh token, which a registry's token server takes in place of a password.
+	IdentityToken string
 }
 
 // String hides the credential from every kind of printing.
@@ -28,17 +30,14 @@ func (Auth) GoString() string { return "[credential]" }
 
 // Header is the value of the Authorization header for requests to u, or empty.
 func (a *Auth) Header(u *url.URL, inURL *url.Userinfo) (string, error) {
-	if a != nil && a.appliesTo(u) {
+	if a != nil && a.AppliesTo(u) {
 		switch {
 		case a.RegistryToken != "":
 			return "Bearer " + a.RegistryToken, nil
-		case a.Username != "" || a.Password != "":
-			return basic(a.Username, a.Password), nil
-		case a.Auth != "":
-			plain, err := base64.StdEncoding.DecodeString(a.Auth)
-			user, password, ok := strings.Cut(strings.TrimRight(string(plain), "\x00"), ":")
-			if err != nil || !ok {
-				return "", fmt.Errorf("%w: the credential's auth field is not user:password in base64", ErrUnauthorized)
+		case a.Username != "" || a.Password != "" || a.Auth != "":
+			user, password, err := a.UserPassword()
+			if err != nil {
+				return "", err
 			}
 			return basic(user, password), nil
 		}
@@ -50,7 +49,21 @@ func (a *Auth) Header(u *url.URL, inURL *url.Userinfo) (string, error) {
 	return "", nil
 }
 
-func (a *Auth) appliesTo(u *url.URL) bool {
+// UserPassword is the credential's user and password, in whichever form it has them; both are empty when it has none.
+func (a *Auth) UserPassword() (user, password string, err error) {
+	if a.Username != "" || a.Password != "" || a.Auth == "" {
+		return a.Username, a.Password, nil
+	}
+	plain, err := base64.StdEncoding.DecodeString(a.Auth)
+	user, password, ok := strings.Cut(strings.TrimRight(string(plain), "\x00"), ":")
+	if err != nil || !ok {
+		return "", "", fmt.Errorf("%w: the credential's auth field is not user:password in base64", ErrUnauthorized)
+	}
+	return user, password, nil
+}
+
+// AppliesTo tells whether u's host may see the credential.
+func (a *Auth) AppliesTo(u *url.URL) bool {
 	server := a.ServerAddress
 	if server == "" {
 		return true

@@ -24,6 +24,8 @@ type Request struct {
 	ETag   string
 	// Stall ends a download that brings no byte for so long.
 	Stall time.Duration
+	// Hint, when set, finds in a refusing answer what the source itself says of the reason. It must hold no secret.
+	Hint func(*http.Response) string
 }
 
 // Response is the content from Offset on. Closing it ends the download.
@@ -37,6 +39,8 @@ type Response struct {
 	Size int64
 	// ETag is empty when the source gave none or a weak one.
 	ETag string
+	// Header is the answer's.
+	Header http.Header
 }
 
 // Get asks for content. Its errors, and those of reading, tell by Transient whether another attempt makes sense.
@@ -49,13 +53,19 @@ func Get(ctx context.Context, r Request) (*Response, error) {
 		cancel(nil)
 	}
 	resp, err := r.send(ctx)
-	watch.Stop()
+	if err == nil && ctx.Err() != nil {
+		// An answer may come in while we hang up; its body will not.
+		err = ctx.Err()
+		_ = resp.Body.Close()
+	}
 	if err != nil {
+		watch.Stop()
 		err = TransferError(ctx, r.URL, err)
 		stop()
 		return nil, err
 	}
 	got, err := r.accept(resp)
+	watch.Stop()
 	if err != nil {
 		_ = resp.Body.Close()
 		stop()
@@ -92,7 +102,7 @@ func (r *Request) send(ctx context.Context) (*http.Response, error) {
 
 // accept judges an answer's head.
 func (r *Request) accept(resp *http.Response) (*Response, error) {
-	got := &Response{From: RedactURL(r.URL), Size: resp.ContentLength, ETag: strongETag(resp.Header.Get("ETag"))}
+	got := &Response{From: RedactURL(r.URL), Size: resp.ContentLength, ETag: strongETag(resp.Header.Get("ETag")), Header: resp.Header}
 	switch {
 	case resp.StatusCode == http.StatusOK:
 		return got, nil
@@ -100,7 +110,11 @@ func (r *Request) accept(resp *http.Response) (*Response, error) {
 		// Shorter than it was.
 		return nil, fmt.Errorf("%w: %s has no byte %d", ErrChanged, got.From, r.Offset)
 	case resp.StatusCode != http.StatusPartialContent || r.Offset == 0:
-		return nil, StatusError(resp, "")
+		hint := ""
+		if r.Hint != nil {
+			hint = r.Hint(resp)
+		}
+		return nil, StatusError(resp, hint)
 	}
 	if r.ETag != "" && got.ETag != "" && got.ETag != r.ETag {
 		return nil, fmt.Errorf("%w: %s", ErrChanged, got.From)
