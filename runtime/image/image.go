@@ -13,7 +13,9 @@ import (
 
 	"github.com/sirupsen/logrus"
 
+	"github.com/virtlet/virtlet/runtime/image/registry"
 	"github.com/virtlet/virtlet/runtime/image/source"
+	"github.com/virtlet/virtlet/runtime/image/translate"
 )
 
 // Faults that callers tell apart by errors.Is. The messages name the image, where it came from and what to do, and
@@ -52,6 +54,10 @@ type Image struct {
 	// Source tells where the content came from, without credentials.
 	Source   string    `json:"source"`
 	PulledAt time.Time `json:"pulledAt"`
+	// Sent are digests of what sources sent that this content was unpacked from. ETags are those under which sources have
+	// it, by the key of the origin.
+	Sent  []string          `json:"sent,omitempty"`
+	ETags map[string]string `json:"etags,omitempty"`
 	// Removed marks content that lost its names while a virtual machine still used it, or that was being put in
 	// place when the daemon died. Collect frees it. Removed images are never shown.
 	Removed bool `json:"removed,omitempty"`
@@ -86,6 +92,18 @@ type Inspector interface {
 	Inspect(ctx context.Context, path string) (Info, error)
 }
 
+// Translations are rules that lead from names to URLs; *translate.Rules are the real ones.
+type Translations interface {
+	// Lookup finds the rule for a name without our prefix, tag and digest.
+	Lookup(name string) (translate.Target, bool, error)
+	DefaultClient() *http.Client
+}
+
+// Registry finds disks in OCI registries; *registry.Client is the real one.
+type Registry interface {
+	Resolve(ctx context.Context, ref string, auth *Auth) (*registry.Disk, error)
+}
+
 // Config of a Service.
 type Config struct {
 	// Root is the store's directory; it is made when missing. One Service at a time may have it: the lock on the
@@ -96,6 +114,10 @@ type Config struct {
 	// InUse tells whether a virtual machine's disk is based on the image's content. It must know all machines before
 	// the first Remove or Collect.
 	InUse func(imageID string) bool
+	// Translations are the rules for names behind virtlet.cloud/; nil means that there are none.
+	Translations Translations
+	// Registry resolves all names that are neither ours nor URLs nor files; nil means that there is none.
+	Registry Registry
 	// InsecureHosts are fetched by plain http when the image's name has no scheme: "host" for any port or
 	// "host:port". Loopback addresses need no entry.
 	InsecureHosts []string
@@ -109,6 +131,11 @@ type Config struct {
 	MaxBytes int64
 	// StallTimeout ends a download that brings no byte for so long; 0 means DefaultStallTimeout.
 	StallTimeout time.Duration
+	// MaxPulls is how many downloads run at once; 0 means DefaultMaxPulls. Others wait for their turn.
+	MaxPulls int
+	Retry    Retry
+	// Pulled is told of the end of each pull and import; nil means nobody is.
+	Pulled func(Report)
 	// Proxy chooses a proxy for a request; nil means by the environment (HTTPS_PROXY and the like).
 	Proxy func(*http.Request) (*url.URL, error)
 	// Log gets what was found amiss at Open; nil means nobody does.
@@ -119,4 +146,5 @@ type Config struct {
 const (
 	DefaultMaxBytes     = int64(64) << 30
 	DefaultStallTimeout = time.Minute
+	DefaultMaxPulls     = 3
 )

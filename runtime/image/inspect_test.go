@@ -49,19 +49,19 @@ func TestPullInspected(t *testing.T) {
 		"/good": {Format: "qcow2", VirtualSize: 8 << 20},
 		"/raw":  {Format: "raw", VirtualSize: 1 << 20},
 	} {
-		img := ts.pull(srv.host() + name)
+		img := ts.pull(srv.image() + name)
 		diff(t, name, want, Image{Format: img.Format, VirtualSize: img.VirtualSize})
 		must(t, ts.Remove(t.Context(), img.ID))
 	}
 	for name, fault := range map[string]error{"/text": disk.ErrNotADisk, "/backed": disk.ErrBackingFile} {
-		_, err := ts.Pull(t.Context(), srv.host()+name, nil)
-		wantError(t, err, ErrRefused, srv.host()+name)
+		_, err := ts.Pull(t.Context(), srv.image()+name, nil)
+		wantError(t, err, ErrRefused, srv.image()+name)
 		wantError(t, err, fault)
 	}
 	ts.wantNothing()
 
 	missing := newService(t, func(c *Config) { c.Inspector = inspector("/nonexistent/qemu-img") })
-	_, err := missing.Pull(t.Context(), srv.host()+"/good", nil)
+	_, err := missing.Pull(t.Context(), srv.image()+"/good", nil)
 	wantError(t, err, disk.ErrQEMUImgMissing)
 	missing.wantNothing()
 }

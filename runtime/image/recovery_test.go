@@ -16,7 +16,7 @@ func TestOpen(t *testing.T) {
 	id := idOf(content)
 	srv := newServer(t)
 	srv.serve("/a", content)
-	name := srv.host() + "/a"
+	name := srv.image() + "/a"
 	t.Run("keeps_what_was_there", func(t *testing.T) {
 		ts := newService(t)
 		img := ts.pull(name)
@@ -81,7 +81,7 @@ func TestStoreFails(t *testing.T) {
 	content := fakeDisk("s", 5000)
 	srv := newServer(t)
 	srv.serve("/a", content)
-	name := srv.host() + "/a"
+	name := srv.image() + "/a"
 	for step := 1; step <= 2; step++ {
 		ts := newService(t)
 		ts.store.failAt = step
@@ -157,8 +157,8 @@ func TestDiskFull(t *testing.T) {
 	})
 	for _, path := range []string{"/declared", "/undeclared"} {
 		ts := openService(t, tinyFS(t), &memStore{})
-		_, err := ts.Pull(t.Context(), srv.host()+path, nil)
-		wantError(t, err, ErrNoSpace, "storing", srv.host()+path)
+		_, err := ts.Pull(t.Context(), srv.image()+path, nil)
+		wantError(t, err, ErrNoSpace, "storing", srv.image()+path)
 		ts.wantNothing()
 	}
 }
@@ -171,7 +171,7 @@ func TestFsInfo(t *testing.T) {
 	ts := openService(t, filepath.Join(fs, "images"), &memStore{})
 	before, err := ts.FsInfo()
 	must(t, err)
-	ts.pull(srv.host() + "/a")
+	ts.pull(srv.image() + "/a")
 	after, err := ts.FsInfo()
 	must(t, err)
 	if after.Mountpoint != fs {

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"path"
 	"strings"
 
@@ -248,3 +249,9 @@ func kind(flag byte) string {
 	}
 	return fmt.Sprintf("an entry of type %q", flag)
 }
+
+// Clone is an independent copy.
+func (s *Search) Clone() *Search { return &Search{removed: maps.Clone(s.removed), hidden: s.hidden} }
+
+// Fresh tells that no layer above takes anything away.
+func (s *Search) Fresh() bool { return !s.hidden && len(s.removed) == 0 }

@@ -29,6 +29,9 @@ type retryable struct {
 
 func (r *retryable) Unwrap() error { return r.error }
 
+// Broken marks a fault as one after which the same request may succeed.
+func Broken(err error) error { return &retryable{error: err} }
+
 // Transient tells whether the same request may succeed a moment later, and how long the source asks to wait (0 when
 // it does not say).
 func Transient(err error) (after time.Duration, ok bool) {

@@ -22,6 +22,8 @@ type Request struct {
 	// still the same content, and is not needed where a digest does.
 	Offset int64
 	ETag   string
+	// Unless is the ETag of content that is there already: then Get fails with ErrNotModified instead of sending it.
+	Unless string
 	// Stall ends a download that brings no byte for so long.
 	Stall time.Duration
 	// Hint, when set, finds in a refusing answer what the source itself says of the reason. It must hold no secret.
@@ -97,6 +99,9 @@ func (r *Request) send(ctx context.Context) (*http.Response, error) {
 			req.Header.Set("If-Range", r.ETag)
 		}
 	}
+	if r.Unless != "" {
+		req.Header.Set("If-None-Match", r.Unless)
+	}
 	return r.Client.Do(req)
 }
 
@@ -106,6 +111,8 @@ func (r *Request) accept(resp *http.Response) (*Response, error) {
 	switch {
 	case resp.StatusCode == http.StatusOK:
 		return got, nil
+	case resp.StatusCode == http.StatusNotModified && r.Unless != "":
+		return nil, ErrNotModified
 	case resp.StatusCode == http.StatusRequestedRangeNotSatisfiable && r.Offset > 0:
 		// Shorter than it was.
 		return nil, fmt.Errorf("%w: %s has no byte %d", ErrChanged, got.From, r.Offset)

@@ -21,6 +21,8 @@ var (
 	ErrRefused = errors.New("image refused")
 	// ErrTooLarge: the content is larger than the configured maximum.
 	ErrTooLarge = errors.New("image too large")
+	// ErrNotModified: the content is still the one that the request excluded.
+	ErrNotModified = errors.New("image not modified")
 	// ErrChanged: the content at the source is another one than that of which a part was fetched.
 	ErrChanged = errors.New("image changed at its source")
 )
