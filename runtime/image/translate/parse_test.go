@@ -1,6 +1,7 @@
 package translate
 
 import (
+	"crypto/x509"
 	"fmt"
 	"io/fs"
 	"os"
@@ -103,13 +104,13 @@ func TestParse_faults(t *testing.T) {
 			if tc.mode == 0 {
 				tc.mode = 0o600
 			}
-			r := open(t, "good.yaml", "translations:\n"+strings.ReplaceAll(good, "x", "other"), "zz.yaml", "prefix: none\n")
-			path := filepath.Join(r.loader.dir, "a.yaml")
-			writeFiles(t, r.loader.dir, "a.yaml", tc.content)
+			dir := t.TempDir()
+			path := filepath.Join(dir, "a.yaml")
+			writeFiles(t, dir, "good.yaml", "translations:\n"+strings.ReplaceAll(good, "x", "other"), "zz.yaml", "prefix: none\n", "a.yaml", tc.content)
 			if err := os.Chmod(path, tc.mode); err != nil {
 				t.Fatal(err)
 			}
-			rules, faults := Check(r.loader.dir)
+			rules, faults := Check(dir)
 			if rules != 1 || len(faults) == 0 {
 				t.Fatalf("%d rules, faults %q", rules, faults)
 			}
@@ -183,6 +184,11 @@ transports:
 	if len(s.notes) != 1 || !strings.Contains(s.notes[0], "a.yaml:9: insecure") {
 		t.Errorf("notes %q", s.notes)
 	}
+	trusted, err := x509.SystemCertPool()
+	if err != nil {
+		t.Fatal(err)
+	}
+	trusted.AddCert(ca.parsed)
 	for name, want := range map[string]struct {
 		timeout time.Duration
 		certs   int
@@ -197,6 +203,9 @@ transports:
 			t.Fatalf("%s: %v, %v", name, ok, err)
 		}
 		c := transportOf(to.Client).TLSClientConfig
+		if want.cas && !c.RootCAs.Equal(trusted) {
+			t.Errorf("%s: not the system's authorities and ours", name)
+		}
 		if to.Client.Timeout != want.timeout || len(c.Certificates) != want.certs || (c.RootCAs != nil) != want.cas || c.ServerName != want.server || c.InsecureSkipVerify != (name == "old") {
 			t.Errorf("%s: timeout %s, TLS %+v", name, to.Client.Timeout, c)
 		}
@@ -211,5 +220,22 @@ func TestSample(t *testing.T) {
 	}
 	if rules, faults := Check(dir); rules == 0 || len(faults) > 0 {
 		t.Errorf("%d rules, %v", rules, faults)
+	}
+}
+
+// TestParse_keyFile: a key that all may read is no secret.
+func TestParse_keyFile(t *testing.T) {
+	client := testCA(t).issue(t, "client")
+	dir := t.TempDir()
+	writeFiles(t, dir, "c.pem", string(client.cert), "c.key", string(client.key),
+		"a.yaml", "translations: [{name: x, url: h/x}]\ntransports: {'': {tls: {certificates: [{cert: c.pem, key: c.key}]}}}\n")
+	for mode, want := range map[fs.FileMode]string{0o600: "", 0o640: "", 0o644: "a.yaml:2: key: everybody may read"} {
+		if err := os.Chmod(filepath.Join(dir, "c.key"), mode); err != nil {
+			t.Fatal(err)
+		}
+		rules, faults := Check(dir)
+		if (rules == 1) != (want == "") || want != "" && (len(faults) != 1 || !strings.Contains(faults[0].Error(), want)) {
+			t.Errorf("%o: %d rules, %q", mode, rules, faults)
+		}
 	}
 }

@@ -90,6 +90,14 @@ func TestOpen_follows(t *testing.T) {
 			w.do(os.Rename(filepath.Join(w.dir, "x.tmp"), filepath.Join(w.dir, "a.yaml")))
 			w.wait("x")
 		},
+		"linked_file_changed": func(w *watched) {
+			elsewhere := filepath.Join(w.t.TempDir(), "rules")
+			writeFiles(w.t, elsewhere, "r", rulesFor("b"))
+			w.do(os.Symlink(filepath.Join(elsewhere, "r"), filepath.Join(w.dir, "b.yaml")))
+			w.wait("a", "b")
+			writeFiles(w.t, elsewhere, "r", rulesFor("c"))
+			w.wait("a", "c")
+		},
 		"directory_removed_and_made_again": func(w *watched) {
 			w.do(os.RemoveAll(w.dir))
 			w.wait()
