@@ -23,7 +23,7 @@ func FuzzTranslations(f *testing.F) {
 		"translations:\n- {name: x, url: h.example/x}\n- {regexp: '^(.*)/(.+)$', url: 'https://$1.example/$2?x=${1}'}\n",
 		"prefix: p\ntranslations: [{regexp: x, url: 'http://me:pw@h/$0', transport: t}]\ntransports: {t: {timeout: 1s, maxRedirects: 0, proxy: h:1}}\n",
 		"kind: VirtletImageMapping\nspec: {translations: &a [{name: 1.10, url: h}], transports: {'': {tls: {insecure: true, serverName: h}}}}\n",
-		"translations: [{regexp: '(?P<a>.)|b', url: 'h/%41/${a}$$/c'}]\n", "prefix: *x\n", "{a: !!binary x}", "",
+		"translations: [{regexp: '(?P<a>.)|b', url: 'h/%41/${a}$$/c'}]\n", "translations: [{regexp: '^p/(x)', url: 'https://me:pw@$1/'}]\n", "prefix: *x\n", "{a: !!binary x}", "",
 	} {
 		f.Add([]byte(one), []byte("translations:\n- {name: p/x, url: h.example/x}\n- {regexp: '^(.*)/(.+)$', url: other}\n"), "p/x", "p", "#")
 	}
@@ -144,6 +144,10 @@ func checkSecrets(t *testing.T, before, after string) {
 		transport(m{"tls": m{"certificates": []m{{"cert": "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n", "key": secret}}}}),
 		transport(m{"tls": m{"certificates": []m{{"cert": "-----BEGIN X-----\n" + secret, "key": "-----BEGIN PRIVATE KEY-----\n" + secret}}, "insecure": secret}}),
 		transport(m{"tls": m{"ca": "-----BEGIN " + secret}}),
+		transport(m{"tls": m{"certificates": []m{{
+			"cert": "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n",
+			"key":  "-----BEGIN " + secret + "-----\nAAAA\n-----END " + secret + "-----\n",
+		}}}}),
 	} {
 		content, err := yaml.Marshal(doc)
 		if err != nil {

@@ -40,9 +40,6 @@ func (t Target) String() string {
 	return source.RedactURL(t.URL) + " (" + t.Rule + ")"
 }
 
-// GoString hides the credential from %#v.
-func (t Target) GoString() string { return t.String() }
-
 // Rules are the rules of a directory as they are at the moment. All methods may be called from any goroutine.
 type Rules struct {
 	loader loader
