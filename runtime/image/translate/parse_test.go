@@ -60,6 +60,7 @@ func TestParse_faults(t *testing.T) {
 		"url_with_bad_user":        {rule("{name: x, url: 'https://me:%" + mark + "@h/x'}"), 0, 2, "user and password cannot be read"},
 		"url_with_open_password":   {rule("{name: x, url: 'https://me:" + mark + "/1@h/x'}"), 0, 2, "write @ in"},
 		"url_with_open_password_2": {rule("{name: x, url: 'https://me:1/" + mark + "@h/x'}"), 0, 2, "write @ in the URL's path"},
+		"url_with_open_password_3": {rule("{name: x, url: 'https://" + mark + "?@h/x'}"), 0, 2, "write @ in the URL's path"},
 		"url_with_fragment":        {rule("{name: x, url: 'https://h/x#y'}"), 0, 2, "no fragment"},
 		"url_with_space":           {rule("{name: x, url: 'https://h/x y'}"), 0, 2, "printable ASCII"},
 		"url_with_bad_escape":      {rule("{name: x, url: 'https://h/x%zz'}"), 0, 2, "percent sign"},

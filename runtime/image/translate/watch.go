@@ -30,8 +30,7 @@ func (r *Rules) follow(w *watch) {
 			if !open { // the kernel failed it
 				w = nil
 			}
-		case <-w.errors(): // too many changes to tell them one by one
-			changed = true
+		case _, changed = <-w.errors(): // too many changes to tell them one by one
 		case <-settled:
 			settled = nil
 			w = r.reload(w)
