@@ -311,7 +311,7 @@ func TestClient_timeout(t *testing.T) {
 		fault   string
 	}{
 		"before_the_answer":  {50 * time.Millisecond, false, "awaiting headers"},
-		"during_the_content": {50 * time.Millisecond, true, "after 5 bytes"},
+		"during_the_content": {time.Second, true, "after 5 bytes"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {

@@ -26,6 +26,7 @@ func TestParse_faults(t *testing.T) {
 		line    int
 		want    string
 	}{
+		"empty":                    {"", 0, 0, "is empty"},
 		"not_YAML":                 {"prefix: a\ntranslations: [\n", 0, 2, "not YAML"},
 		"a_secret_as_an_anchor":    {"translations: *" + mark + "\n", 0, 0, "not YAML: unknown anchor … referenced"},
 		"a_list":                   {"- a\n", 0, 1, "expected lines"},

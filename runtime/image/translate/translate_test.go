@@ -10,7 +10,7 @@ import (
 	"github.com/virtlet/virtlet/runtime/image/source"
 )
 
-// writeFiles fills a directory; names and contents take turns.
+// writeFiles fills a directory; names and contents take turns. Nobody sees a file half written.
 func writeFiles(t *testing.T, dir string, files ...string) {
 	t.Helper()
 	for i := 0; i < len(files); i += 2 {
@@ -18,7 +18,10 @@ func writeFiles(t *testing.T, dir string, files ...string) {
 		if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
 			t.Fatal(err)
 		}
-		if err := os.WriteFile(path, []byte(files[i+1]), 0o600); err != nil {
+		if err := os.WriteFile(path+".tmp", []byte(files[i+1]), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.Rename(path+".tmp", path); err != nil {
 			t.Fatal(err)
 		}
 	}

@@ -98,6 +98,16 @@ func TestOpen_follows(t *testing.T) {
 			writeFiles(w.t, elsewhere, "r", rulesFor("c"))
 			w.wait("a", "c")
 		},
+		"file_written_in_place": func(w *watched) {
+			f, err := os.OpenFile(filepath.Join(w.dir, "a.yaml"), os.O_WRONLY|os.O_TRUNC, 0)
+			w.do(err)
+			defer f.Close()
+			w.until("fault", func() bool { return len(w.Faults()) == 1 })
+			w.wait("a") // not nothing
+			_, err = f.WriteString(rulesFor("b"))
+			w.do(err)
+			w.wait("b")
+		},
 		"directory_removed_and_made_again": func(w *watched) {
 			w.do(os.RemoveAll(w.dir))
 			w.wait()
