@@ -334,6 +334,17 @@ func TestClient_timeout(t *testing.T) {
 	}
 }
 
+// TestClient_HTTP2: a TLS configuration of our own does not turn it off.
+func TestClient_HTTP2(t *testing.T) {
+	s := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { fmt.Fprint(w, r.Proto) }))
+	s.EnableHTTP2 = true
+	s.StartTLS()
+	t.Cleanup(s.Close)
+	if got, err := get(t, NewClient(Profile{CAs: []*x509.Certificate{s.Certificate()}}, Defaults{}), s.URL, nil); err != nil || got != "HTTP/2.0" {
+		t.Errorf("%q, %v", got, err)
+	}
+}
+
 // TestClient_compression: what is compressed on the wire stays so, since its digest is that of what is served.
 func TestClient_compression(t *testing.T) {
 	s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
