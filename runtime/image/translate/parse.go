@@ -53,6 +53,14 @@ func (r *rule) fullName() string {
 	return r.prefix + "/" + r.name
 }
 
+// key is the same for rules of which one can never count.
+func (r *rule) key() string {
+	if r.re == nil {
+		return "name\x00" + r.fullName()
+	}
+	return "regexp\x00" + r.prefix + "\x00" + r.pattern
+}
+
 func (r *rule) subject() string {
 	if r.re == nil {
 		return "name " + r.fullName()
@@ -72,6 +80,8 @@ type parser struct {
 	file   *file
 	// profiles by name; "" is the file's default.
 	profiles map[string]*http.Client
+	// lines of the rules by key.
+	lines map[string]int
 }
 
 // crdKind is the custom resource by which the first Virtlet was given rules in a cluster.
@@ -79,9 +89,12 @@ const crdKind = "VirtletImageMapping"
 
 // parse reads a file's content; with faults there is no telling what the file means.
 func parse(in input) (*file, []*fault) {
-	p := &parser{reader: reader{path: in.path}, in: in, file: &file{path: in.path}, profiles: map[string]*http.Client{}}
+	p := &parser{reader: reader{path: in.path}, in: in, file: &file{path: in.path}, profiles: map[string]*http.Client{}, lines: map[string]int{}}
 	if in.mode.Perm()&0o002 != 0 {
 		p.faultAt(0, "everybody may write to it, and so decide where images come from: chmod o-w")
+	}
+	if len(in.content) == 0 {
+		p.faultAt(0, "the file is empty, as one that is being written; remove it if it is to have no rules")
 	}
 	if top := p.document(in.content); top != nil && top.ShortTag() != "!!null" {
 		p.top(top)
@@ -173,12 +186,11 @@ func (p *parser) rule(prefix string, n *yaml.Node) {
 			p.note(url.line, "the credentials of this rule go over plain http, where everybody on the way can read them")
 		}
 	}
-	for _, other := range p.file.rules {
-		if (other.re == nil) == (r.re == nil) && other.fullName() == r.fullName() && other.pattern == r.pattern {
-			p.fault(n, "%s has a rule in line %d already; remove one of them", r.subject(), other.line)
-			return
-		}
+	if line, twice := p.lines[r.key()]; twice {
+		p.fault(n, "%s has a rule in line %d already; remove one of them", r.subject(), line)
+		return
 	}
+	p.lines[r.key()] = r.line
 	r.client = p.clientOf(transport)
 	p.file.rules = append(p.file.rules, r)
 }

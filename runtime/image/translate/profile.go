@@ -142,7 +142,8 @@ func (p *parser) certificate(n *yaml.Node, to *Profile) {
 	}
 	pair, err := tls.X509KeyPair(certPEM, keyPEM)
 	if err != nil {
-		p.faultAt(cert.line, "cert and key: %v", err)
+		text, _, _ := strings.Cut(err.Error(), " after skipping") // then follow words from the PEM
+		p.faultAt(cert.line, "cert and key: %s", text)
 		return
 	}
 	to.Certificates = append(to.Certificates, pair)

@@ -40,9 +40,6 @@ func (t Target) String() string {
 	return source.RedactURL(t.URL) + " (" + t.Rule + ")"
 }
 
-// GoString hides the credential from %#v.
-func (t Target) GoString() string { return t.String() }
-
 // Rules are the rules of a directory as they are at the moment. All methods may be called from any goroutine.
 type Rules struct {
 	loader loader
@@ -101,7 +98,7 @@ func (r *Rules) Faults() []error { return slices.Clone(r.now.Load().faults) }
 func Check(dir string) (rules int, faults []error) {
 	l := loader{dir: dir}
 	s := l.load()
-	return len(s.exact) + len(s.patterns), s.faults
+	return s.size(), s.faults
 }
 
 // snapshot never changes.
@@ -115,6 +112,8 @@ type snapshot struct {
 	// dirs are where a change can change the rules.
 	dirs []string
 }
+
+func (s *snapshot) size() int { return len(s.exact) + len(s.patterns) }
 
 func (s *snapshot) lookup(name string) (Target, bool, error) {
 	if r := s.exact[name]; r != nil {
@@ -147,9 +146,9 @@ func newSnapshot(files []*file) *snapshot {
 		s.notes = append(s.notes, f.notes...)
 		s.clients = append(s.clients, f.clients...)
 		for _, r := range f.rules {
-			known, key := s.exact, r.fullName()
-			if r.re != nil {
-				known, key = patterns, r.prefix+"\x00"+r.pattern
+			known, key := patterns, r.key()
+			if r.re == nil {
+				known, key = s.exact, r.fullName()
 			}
 			if first := known[key]; first != nil {
 				s.faults = append(s.faults, &fault{f.path, r.line, fmt.Sprintf("%s has a rule in %s:%d already, which counts; remove one of them",

@@ -10,7 +10,7 @@ import (
 	"github.com/virtlet/virtlet/runtime/image/source"
 )
 
-// writeFiles fills a directory; names and contents take turns.
+// writeFiles fills a directory; names and contents take turns. Nobody sees a file half written.
 func writeFiles(t *testing.T, dir string, files ...string) {
 	t.Helper()
 	for i := 0; i < len(files); i += 2 {
@@ -18,7 +18,10 @@ func writeFiles(t *testing.T, dir string, files ...string) {
 		if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
 			t.Fatal(err)
 		}
-		if err := os.WriteFile(path, []byte(files[i+1]), 0o600); err != nil {
+		if err := os.WriteFile(path+".tmp", []byte(files[i+1]), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.Rename(path+".tmp", path); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -111,5 +114,23 @@ spec:
 	}
 	if to, _, _ := r.Lookup("login"); to.User.String() != "me:p%40w" || strings.Contains(to.String(), "p%40w") {
 		t.Errorf("credentials %q, shown as %q", to.User, to)
+	}
+}
+
+// TestLookup_conflict: of two files' rules for the same the first one counts, and the other file's rules stay.
+func TestLookup_conflict(t *testing.T) {
+	r := open(t,
+		"b.yaml", "translations: [{name: x, url: b/x}, {regexp: '^r', url: b/r}, {name: y, url: b/y}]\n",
+		"a.yaml", "translations:\n- {name: x, url: a/x}\n- {regexp: '^r', url: a/r}\n",
+		"c.yaml", "prefix: p\ntranslations: [{name: x, url: c/x}, {regexp: '^r', url: c/r}]\n",
+	)
+	for name, want := range map[string]string{"x": "https://a/x", "r": "https://a/r", "y": "https://b/y", "p/x": "https://c/x", "p/r": "https://c/r"} {
+		if to, ok, err := r.Lookup(name); !ok || err != nil || to.URL.String() != want {
+			t.Errorf("%s: %v, %v, %v; want %s", name, to, ok, err, want)
+		}
+	}
+	faults := r.Faults()
+	if len(faults) != 2 || !strings.Contains(faults[0].Error(), "b.yaml:1: name x has a rule in a.yaml:2") || !strings.Contains(faults[1].Error(), "regexp ^r has a rule in a.yaml:3") {
+		t.Errorf("faults %q", faults)
 	}
 }

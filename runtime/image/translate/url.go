@@ -45,6 +45,10 @@ func parseTemplate(raw string, re *regexp.Regexp) (*template, error) {
 	}
 	t.host, rest = rest[:end], rest[end:]
 	t.path, t.query, _ = strings.Cut(rest, "?")
+	if strings.Contains(rest, "@") {
+		// What looks like a path or query may be the end of a password, and what looks like a host its beginning.
+		return nil, errors.New("write @ in the URL's path or query as %40, and / and ? in a password as %2F and %3F")
+	}
 	if at := strings.LastIndex(t.host, "@"); at >= 0 {
 		u, err := url.Parse("https://" + t.host[:at] + "@h/")
 		if err != nil {

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -30,8 +31,7 @@ func (r *Rules) follow(w *watch) {
 			if !open { // the kernel failed it
 				w = nil
 			}
-		case <-w.errors(): // too many changes to tell them one by one
-			changed = true
+		case _, changed = <-w.errors(): // too many changes to tell them one by one
 		case <-settled:
 			settled = nil
 			w = r.reload(w)
@@ -78,16 +78,8 @@ func (r *Rules) tell(before, now *snapshot) {
 			r.log.Warn(note)
 		}
 	}
-	rules := func(s *snapshot) []*rule {
-		all := slices.Clone(s.patterns)
-		for _, r := range s.exact {
-			all = append(all, r)
-		}
-		return all
-	}
-	if same := slices.Equal(before.patterns, now.patterns) && len(before.exact) == len(now.exact) &&
-		!slices.ContainsFunc(rules(now), func(r *rule) bool { return !slices.Contains(rules(before), r) }); !same {
-		r.log.WithField("rules", len(rules(now))).WithField("faults", len(now.faults)).Info("image translation rules read")
+	if !maps.Equal(before.exact, now.exact) || !slices.Equal(before.patterns, now.patterns) {
+		r.log.WithField("rules", now.size()).WithField("faults", len(now.faults)).Info("image translation rules read")
 	}
 	for _, c := range before.clients {
 		if !slices.Contains(now.clients, c) {
