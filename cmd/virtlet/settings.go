@@ -47,6 +47,9 @@ type Config struct {
 	ImageLocalDirs    []string
 	ImagePinned       []string
 
+	ImageRegistryHosts string
+	ImageDockerConfig  string
+
 	StopTimeout time.Duration
 	LogLevel    string
 	LogFormat   string
@@ -86,9 +89,11 @@ func defaults() Config {
 		ConsoleLogSize:    wrapper.DefaultLogSize,
 		ImageMaxSize:      image.DefaultMaxBytes,
 		ImageStallTimeout: image.DefaultStallTimeout,
-		StopTimeout:       10 * time.Second,
-		LogLevel:          logrus.InfoLevel.String(),
-		LogFormat:         auto,
+
+		ImageRegistryHosts: "/etc/virtlet/certs.d",
+		StopTimeout:        10 * time.Second,
+		LogLevel:           logrus.InfoLevel.String(),
+		LogFormat:          auto,
 	}
 }
 
@@ -127,6 +132,8 @@ func settings(c *Config) []setting {
 		{"image-plain-http-hosts", "hosts (with or without port) from which images come by plain http", list(&c.ImagePlainHTTP, hostPort)},
 		{"image-local-dirs", "directories of this host from which images may be taken", list(&c.ImageLocalDirs, absolute)},
 		{"image-pinned", "images that kubelet's garbage collection spares", list(&c.ImagePinned, image.CheckName)},
+		{"image-registry-hosts", "`directory` of mirrors, CAs and client certificates of registries, in containerd's hosts.toml format", path(&c.ImageRegistryHosts)},
+		{"image-docker-config", "`path` of a docker config.json with credentials for registries; empty means none", text(&c.ImageDockerConfig, noneOrAbsolute)},
 		{"stop-timeout", "how long a stopping daemon waits for requests under way", duration(&c.StopTimeout)},
 		{"log-level", "least weight of what is logged: error, warning, info, debug or trace", choice(&c.LogLevel, logLevels()...)},
 		{"log-format", "auto, text or json; auto is text on a terminal", choice(&c.LogFormat, auto, logText, logJSON)},
@@ -166,6 +173,13 @@ func absolute(s string) error {
 		return fmt.Errorf("%q is not an absolute path", s)
 	}
 	return nil
+}
+
+func noneOrAbsolute(s string) error {
+	if s == "" {
+		return nil
+	}
+	return absolute(s)
 }
 
 func program(s string) error {
