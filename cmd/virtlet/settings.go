@@ -41,12 +41,15 @@ type Config struct {
 	ConsoleRate            int64
 	ConsoleLogSize         int64
 
+	ImageMaxPulls     int
 	ImageMaxSize      int64
 	ImageStallTimeout time.Duration
 	ImagePlainHTTP    []string
 	ImageLocalDirs    []string
 	ImageTranslations string
 	ImagePinned       []string
+
+	ImageRegistryHosts, ImageDockerConfig string
 
 	StopTimeout time.Duration
 	LogLevel    string
@@ -66,31 +69,33 @@ const (
 
 func defaults() Config {
 	return Config{
-		StateDir:          "/var/lib/virtlet",
-		RunDir:            "/run/virtlet",
-		NetnsDir:          "/run/netns",
-		Listen:            "/run/virtlet/virtlet.sock",
-		StreamingAddress:  "127.0.0.1:0",
-		Handlers:          []string{"", "virtlet"},
-		CNIConfDir:        "/etc/cni/net.d",
-		CNIBinDirs:        []string{"/opt/cni/bin", "/usr/lib/cni"},
-		CNITimeout:        time.Minute,
-		NICOffload:        true,
-		QEMU:              defaultQEMU(),
-		QEMUImg:           "qemu-img",
-		Wrapper:           "vmwrapper",
-		Accel:             auto,
-		CgroupDriver:      auto,
-		DefaultMemory:     1 << 30,
-		VMUsers:           supervisor.UserRange{First: firstVMUser, Last: firstVMUser + 1<<16 - 1},
-		ConsoleRate:       wrapper.DefaultLogRate,
-		ConsoleLogSize:    wrapper.DefaultLogSize,
-		ImageMaxSize:      image.DefaultMaxBytes,
-		ImageStallTimeout: image.DefaultStallTimeout,
-		ImageTranslations: "/etc/virtlet/images.d",
-		StopTimeout:       10 * time.Second,
-		LogLevel:          logrus.InfoLevel.String(),
-		LogFormat:         auto,
+		StateDir:           "/var/lib/virtlet",
+		RunDir:             "/run/virtlet",
+		NetnsDir:           "/run/netns",
+		Listen:             "/run/virtlet/virtlet.sock",
+		StreamingAddress:   "127.0.0.1:0",
+		Handlers:           []string{"", "virtlet"},
+		CNIConfDir:         "/etc/cni/net.d",
+		CNIBinDirs:         []string{"/opt/cni/bin", "/usr/lib/cni"},
+		CNITimeout:         time.Minute,
+		NICOffload:         true,
+		QEMU:               defaultQEMU(),
+		QEMUImg:            "qemu-img",
+		Wrapper:            "vmwrapper",
+		Accel:              auto,
+		CgroupDriver:       auto,
+		DefaultMemory:      1 << 30,
+		VMUsers:            supervisor.UserRange{First: firstVMUser, Last: firstVMUser + 1<<16 - 1},
+		ConsoleRate:        wrapper.DefaultLogRate,
+		ConsoleLogSize:     wrapper.DefaultLogSize,
+		ImageMaxPulls:      image.DefaultMaxPulls,
+		ImageMaxSize:       image.DefaultMaxBytes,
+		ImageStallTimeout:  image.DefaultStallTimeout,
+		ImageTranslations:  "/etc/virtlet/images.d",
+		ImageRegistryHosts: "/etc/virtlet/certs.d",
+		StopTimeout:        10 * time.Second,
+		LogLevel:           logrus.InfoLevel.String(),
+		LogFormat:          auto,
 	}
 }
 
@@ -124,12 +129,15 @@ func settings(c *Config) []setting {
 		{"vm-users", "`range` (first-last) of user numbers that QEMU and vmwrapper run as, two for each VM; nobody else's", userRange(&c.VMUsers)},
 		{"console-rate", "`size` of what a guest's console may add to its log in a second; a guest with more to say is slowed down", size(&c.ConsoleRate, wrapper.MinLogRate)},
 		{"console-log-size", "largest `size` of a console log that nobody rotates", size(&c.ConsoleLogSize, wrapper.MinLogSize)},
+		{"image-max-pulls", "how many images are downloaded at once; others wait", count(&c.ImageMaxPulls)},
 		{"image-max-size", "largest `size` of an image", size(&c.ImageMaxSize, 1)},
 		{"image-stall-timeout", "a download that brings nothing for so long is given up", duration(&c.ImageStallTimeout)},
 		{"image-plain-http-hosts", "hosts (with or without port) from which images come by plain http", list(&c.ImagePlainHTTP, hostPort)},
 		{"image-local-dirs", "directories of this host from which images may be taken", list(&c.ImageLocalDirs, absolute)},
 		{"image-translations", "`directory` of the rules that lead image names to URLs; see docs/images.md", path(&c.ImageTranslations)},
 		{"image-pinned", "images that kubelet's garbage collection spares", list(&c.ImagePinned, image.CheckName)},
+		{"image-registry-hosts", "`directory` of mirrors, CAs and client certificates of registries, in containerd's hosts.toml format", path(&c.ImageRegistryHosts)},
+		{"image-docker-config", "`path` of a docker config.json with credentials for registries; empty means none", text(&c.ImageDockerConfig, noneOrAbsolute)},
 		{"stop-timeout", "how long a stopping daemon waits for requests under way", duration(&c.StopTimeout)},
 		{"log-level", "least weight of what is logged: error, warning, info, debug or trace", choice(&c.LogLevel, logLevels()...)},
 		{"log-format", "auto, text or json; auto is text on a terminal", choice(&c.LogFormat, auto, logText, logJSON)},
@@ -169,6 +177,13 @@ func absolute(s string) error {
 		return fmt.Errorf("%q is not an absolute path", s)
 	}
 	return nil
+}
+
+func noneOrAbsolute(s string) error {
+	if s == "" {
+		return nil
+	}
+	return absolute(s)
 }
 
 func program(s string) error {

@@ -99,6 +99,18 @@ func duration(to *time.Duration) pflag.Value {
 	}, func() string { return to.String() }}
 }
 
+// count reads a whole number from 1 on.
+func count(to *int) pflag.Value {
+	return value{"number", func(s string) error {
+		n, err := strconv.Atoi(s)
+		if err != nil || n < 1 {
+			return fmt.Errorf("%q is not a whole number from 1 on", s)
+		}
+		*to = n
+		return nil
+	}, func() string { return strconv.Itoa(*to) }}
+}
+
 // size reads a Kubernetes quantity of bytes.
 func size(to *int64, least int64) pflag.Value {
 	return value{"size", func(s string) error {
