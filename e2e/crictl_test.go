@@ -148,7 +148,9 @@ type crictlPod struct {
 	following, log, attached *rig.Session
 }
 
-func (w *crictlPod) image() string { return w.address + "/test.qcow2" }
+func (w *crictlPod) url() string { return w.address + "/test.qcow2" }
+
+func (w *crictlPod) image() string { return "virtlet.cloud/" + w.url() }
 
 // writeJSON writes a config as crictl reads it and returns its path.
 func (w *crictlPod) writeJSON(t *testing.T, name string, v any) string {
@@ -252,13 +254,13 @@ func (w *crictlPod) pull(t *testing.T) {
 	if names := w.images(t); len(names) != 0 {
 		t.Fatalf("there are images before the pull: %v", names)
 	}
-	for _, name := range []string{w.image(), "virtlet.cloud/" + w.image(), "http://" + w.image(), w.image() + "@" + w.digest} {
+	for _, name := range []string{w.image(), "http://" + w.url(), w.image() + "@" + w.digest} {
 		if out := w.run(t, "pull", name); !strings.Contains(out, w.digest) {
 			t.Errorf("pull %s does not tell %s: %s", name, w.digest, out)
 		}
 	}
 	names := w.images(t)
-	for _, name := range []string{w.image(), "virtlet.cloud/" + w.image(), "http://" + w.image()} {
+	for _, name := range []string{w.image(), "http://" + w.url()} {
 		if got := names[name+":latest"]; got != w.digest {
 			t.Errorf("%s is %q in the list, not %s", name, got, w.digest)
 		}
@@ -272,7 +274,7 @@ func (w *crictlPod) pull(t *testing.T) {
 	if w.json(t, &status, "inspecti", w.image()); status.Status.ID != w.digest {
 		t.Errorf("inspecti tells %q", status.Status.ID)
 	}
-	_, err := w.rig.Run(within(t, patience), w.path, w.args([]string{"pull", w.address + "/none.qcow2"})...)
+	_, err := w.rig.Run(within(t, patience), w.path, w.args([]string{"pull", "virtlet.cloud/" + w.address + "/none.qcow2"})...)
 	if err == nil || !strings.Contains(err.Error(), "404") || !strings.Contains(err.Error(), "none.qcow2") {
 		t.Errorf("a pull of nothing: %v", err)
 	}

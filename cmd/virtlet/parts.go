@@ -12,6 +12,8 @@ import (
 	"github.com/virtlet/virtlet/netns/cni"
 	"github.com/virtlet/virtlet/runtime/cri"
 	"github.com/virtlet/virtlet/runtime/image"
+	"github.com/virtlet/virtlet/runtime/image/registry"
+	"github.com/virtlet/virtlet/runtime/image/translate"
 	"github.com/virtlet/virtlet/runtime/metrics"
 	"github.com/virtlet/virtlet/runtime/state"
 	"github.com/virtlet/virtlet/runtime/stream"
@@ -25,6 +27,8 @@ type parts struct {
 	log      *logrus.Entry
 	store    *state.Store
 	machines *supervisor.Supervisor
+	rules    *translate.Rules
+	registry *registry.Client
 	images   *image.Service
 	streams  *stream.Server
 	cri      *cri.Server
@@ -75,6 +79,7 @@ func assemble(ctx context.Context, conf Config, log *logrus.Entry) (_ *parts, er
 		CgroupDriver:   host.driver,
 		DiskMountpoint: diskMount,
 		Health:         host.programs.check,
+		ImageFaults:    p.imageFaults,
 		Info:           host.facts(conf),
 	}, p.machines, p.images, p.streams, log)
 	return p, nil
@@ -108,6 +113,15 @@ func findWrapper(conf Config) string {
 }
 
 func (p *parts) makeImages(conf Config) (err error) {
+	plainHTTP := image.PlainHTTP(conf.ImagePlainHTTP)
+	if p.rules, err = translate.Open(conf.ImageTranslations, translate.Defaults{
+		PlainHTTP: plainHTTP, HandshakeTimeout: conf.ImageStallTimeout,
+	}, p.log); err != nil {
+		return err
+	}
+	p.registry = registry.New(registry.Config{
+		HostsDir: conf.ImageRegistryHosts, DockerConfig: conf.ImageDockerConfig, PlainHTTP: plainHTTP, Stall: conf.ImageStallTimeout,
+	})
 	p.images, err = image.Open(image.Config{
 		Root:  filepath.Join(conf.StateDir, "images"),
 		Store: p.store,
@@ -115,14 +129,25 @@ func (p *parts) makeImages(conf Config) (err error) {
 			QEMUImg: conf.QEMUImg, Stage: func() (string, error) { return findProgram(conf.Wrapper) }, Dir: filepath.Join(conf.RunDir, "inspection"), UID: conf.VMUsers.Last,
 		}}},
 		InUse:         p.inUse,
+		Translations:  p.rules,
+		Registry:      p.registry,
 		InsecureHosts: conf.ImagePlainHTTP,
 		LocalDirs:     conf.ImageLocalDirs,
 		Pinned:        conf.ImagePinned,
 		MaxBytes:      conf.ImageMaxSize,
 		StallTimeout:  conf.ImageStallTimeout,
+		MaxPulls:      conf.ImageMaxPulls,
 		Log:           p.log,
 	})
 	return err
+}
+
+// imageFaults are what is wrong with the translation rules.
+func (p *parts) imageFaults() (told []string) {
+	for _, fault := range p.rules.Faults() {
+		told = append(told, fault.Error())
+	}
+	return told
 }
 
 // inUse tells whether a root disk lies on an image. While the supervisor does not know all VMs, every image is in use.
@@ -179,6 +204,12 @@ func (p *parts) close() error {
 	}
 	if p.images != nil {
 		p.images.Close()
+	}
+	if p.registry != nil {
+		p.registry.Close()
+	}
+	if p.rules != nil {
+		p.rules.Close()
 	}
 	if p.machines != nil {
 		p.machines.Close()

@@ -249,12 +249,18 @@ func (c *Config) ownTarget(r reference, bare string) (target, error) {
 }
 
 // plainHTTP says whether a name without scheme means http at this host.
-func (c *Config) plainHTTP(hostPort string) bool {
-	host := (&url.URL{Host: hostPort}).Hostname()
-	if addr, err := netip.ParseAddr(host); err == nil && addr.IsLoopback() || host == "localhost" {
-		return true
+func (c *Config) plainHTTP(hostPort string) bool { return PlainHTTP(c.InsecureHosts)(hostPort) }
+
+// PlainHTTP makes a function that tells whether http without TLS is spoken to a "host" or "host:port": to loopback
+// addresses, and to the insecure hosts, each "host" for any port or "host:port".
+func PlainHTTP(insecure []string) func(hostPort string) bool {
+	return func(hostPort string) bool {
+		host := (&url.URL{Host: hostPort}).Hostname()
+		if addr, err := netip.ParseAddr(host); err == nil && addr.IsLoopback() || host == "localhost" {
+			return true
+		}
+		return slices.Contains(insecure, hostPort) || slices.Contains(insecure, host)
 	}
-	return slices.Contains(c.InsecureHosts, hostPort) || slices.Contains(c.InsecureHosts, host)
 }
 
 func isHTTP(s string) bool {
