@@ -122,7 +122,7 @@ func TestHostsDir(t *testing.T) {
 		"upper_case":            {r.Host, "ca = 'CA'\ncapabilities = ['Pull', 'Resolve', 'push']", r.Host, ""},
 
 		"no_toml":              {r.Host, "ca = ", r.Host, "FILE: line 1"},
-		"unknown_key":          {r.Host, "ca = 'CA'\ncapabilites = ['pull']", r.Host, "FILE: capabilites: no such key"},
+		"unknown_key":          {r.Host, "ca = 'CA'\ncapability = ['pull']", r.Host, "FILE: capability: no such key"},
 		"unknown_key_of_host":  {r.Host, "[host.'BASE']\nskip-verify = true", r.Host, `FILE: host."BASE".skip-verify: no such key`},
 		"unknown_table":        {r.Host, "ca = 'CA'\n[mirror.x]\ny = 1", r.Host, "FILE: mirror.x: no such key"},
 		"unknown_capability":   {r.Host, "[host.'BASE']\ncapabilities = ['pul']", r.Host, `FILE: host."BASE": capabilities: "pul" is none of`},
