@@ -174,7 +174,7 @@ func (r *Registry) PushManifest(t testing.TB, repo, tag, mediaType string, conte
 
 // Index makes an index of images, each for a platform such as "linux/arm64"; "" leaves the platform out.
 func Index(platforms []string, images []Image) v1.ImageIndex {
-	var index v1.ImageIndex = mutate.IndexMediaType(empty.Index, types.OCIImageIndex)
+	index := mutate.IndexMediaType(empty.Index, types.OCIImageIndex)
 	for i, img := range images {
 		add := mutate.IndexAddendum{Add: img}
 		if platforms[i] != "" {

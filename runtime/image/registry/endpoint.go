@@ -1,10 +1,12 @@
 package registry
 
 import (
+	"cmp"
 	"context"
 	"crypto/sha256"
 	"crypto/tls"
 	"crypto/x509"
+	"errors"
 	"fmt"
 	"net"
 	"net/http"
@@ -17,7 +19,11 @@ import (
 	"github.com/virtlet/virtlet/runtime/image/source"
 )
 
-const maxRedirects = 10
+const (
+	maxRedirects = 10
+	// defaultDialTimeout is containerd's.
+	defaultDialTimeout = 30 * time.Second
+)
 
 // endpoint is a host, spoken to for one disk: with the credential for it, if there is one.
 type endpoint struct {
@@ -124,6 +130,9 @@ func (e *endpoint) get(ctx context.Context, n Name, path string, accept []string
 
 // try asks one host after the other. The last one's fault is the fault; what the others said stands beside it.
 func try[T any](ctx context.Context, hosts []*endpoint, ask func(*endpoint) (T, error)) (got T, err error) {
+	if len(hosts) == 0 {
+		return got, faulty(errors.New("none of its hosts may be pulled from (capabilities)"))
+	}
 	var before []string
 	for i, e := range hosts {
 		if got, err = ask(e); err == nil {
@@ -173,7 +182,7 @@ func (c *Client) transport(h *host) (*http.Transport, error) {
 	if t, ok := c.transports[key]; ok {
 		return t, nil
 	}
-	conf := &tls.Config{MinVersion: tls.VersionTLS12, Certificates: h.certificates, InsecureSkipVerify: h.skipVerify}
+	conf := &tls.Config{MinVersion: tls.VersionTLS12, Certificates: h.certificates, InsecureSkipVerify: h.skipVerify} //nolint:gosec // where hosts.toml says so
 	if h.ca != nil {
 		pool, err := x509.SystemCertPool()
 		if err != nil {
@@ -194,7 +203,7 @@ func (c *Client) transport(h *host) (*http.Transport, error) {
 		TLSHandshakeTimeout: c.cfg.Stall,
 		MaxIdleConns:        8,
 		IdleConnTimeout:     30 * time.Second,
-		DialContext:         (&net.Dialer{Timeout: h.dialTimeout}).DialContext,
+		DialContext:         (&net.Dialer{Timeout: cmp.Or(h.dialTimeout, defaultDialTimeout)}).DialContext,
 	}
 	if len(c.transports) >= maxTransports {
 		for key, old := range c.transports {

@@ -46,6 +46,9 @@ func (e *endpoint) hint(resp *http.Response) string {
 	said := registryWords(body.Errors)
 	switch resp.StatusCode {
 	case http.StatusUnauthorized, http.StatusForbidden:
+		if !sameOrigin(resp.Request.URL, e.base) {
+			return join(said, e.base.Host+" has redirected there, which no credential of ours goes to")
+		}
 		advice := "check the credential for " + e.base.Host
 		if !e.known {
 			advice = "there is no credential for " + e.base.Host + ": give the pod an imagePullSecret, or the node an image-docker-config"

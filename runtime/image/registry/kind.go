@@ -96,13 +96,13 @@ func artifactDisk(layers []ocispec.Descriptor) (ocispec.Descriptor, error) {
 		case 1:
 			return found[0], nil
 		default:
-			return ocispec.Descriptor{}, fmt.Errorf("has %d layers, of which %d could be the disk: %s", len(layers), len(found), strings.Join(types, ", "))
+			return ocispec.Descriptor{}, fmt.Errorf("has %d layers, of which %d could be the disk: %s", len(layers), len(found), enumerate(types))
 		}
 	}
 	if len(layers) == 1 {
 		return ocispec.Descriptor{}, fmt.Errorf("has 1 layer, which is no disk: %s; push it as %s", types[0], diskTypes[0])
 	}
-	return ocispec.Descriptor{}, fmt.Errorf("has %d layers, none is a disk: %s", len(layers), strings.Join(types, ", "))
+	return ocispec.Descriptor{}, fmt.Errorf("has %d layers, none is a disk: %s", len(layers), enumerate(types))
 }
 
 // bareType is a layer's type without compression.

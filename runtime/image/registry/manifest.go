@@ -65,9 +65,6 @@ func (r *resolution) top(ctx context.Context) (*manifest, error) {
 		ref, want = r.name.Digest, digest.Digest(r.name.Digest)
 		hosts = able(r.hosts, func(e *endpoint) bool { return e.pull })
 	}
-	if len(hosts) == 0 {
-		return nil, faulty(fmt.Errorf("none of the hosts for %s may do what %s needs (capabilities)", r.name.Host, r.name))
-	}
 	return try(ctx, hosts, func(e *endpoint) (*manifest, error) { return r.manifest(ctx, e, ref, want, "") })
 }
 
@@ -211,11 +208,8 @@ func (r *resolution) forUs(m *manifest) (ocispec.Descriptor, error) {
 	if len(unmarked) > 0 {
 		others = append(others, fmt.Sprintf("%d without a platform", len(unmarked)))
 	}
-	if len(others) == 0 {
-		others = []string{"nothing"}
-	}
 	slices.Sort(others)
-	return ocispec.Descriptor{}, fmt.Errorf("%w: the index has none for linux/%s, but %s", ErrPlatform, r.client.cfg.Arch, strings.Join(slices.Compact(others), ", "))
+	return ocispec.Descriptor{}, fmt.Errorf("%w: the index has none for linux/%s, but %s", ErrPlatform, r.client.cfg.Arch, enumerate(slices.Compact(others)))
 }
 
 func (r *resolution) fits(os, arch string) bool {
@@ -224,6 +218,18 @@ func (r *resolution) fits(os, arch string) bool {
 
 func platform(p *ocispec.Platform) string {
 	return strings.TrimSuffix(p.OS+"/"+p.Architecture+"/"+p.Variant, "/")
+}
+
+// enumerate keeps an error short, however much somebody else has listed.
+func enumerate(list []string) string {
+	const most = 12
+	if len(list) == 0 {
+		return "nothing"
+	}
+	if more := len(list) - most; more > 0 {
+		list = append(slices.Clone(list[:most]), fmt.Sprintf("and %d more", more))
+	}
+	return strings.Join(list, ", ")
 }
 
 // attestation tells the records that build tools put beside images.

@@ -6,6 +6,7 @@ package registry
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net/http"
 	"net/url"
@@ -133,6 +134,10 @@ func (c *Client) Resolve(ctx context.Context, ref string, auth *source.Auth) (*D
 func (l *Layer) Open(ctx context.Context, offset int64) (*source.Response, error) {
 	return try(ctx, l.hosts, func(e *endpoint) (*source.Response, error) {
 		resp, err := e.get(ctx, l.name, "blobs/"+l.Digest, nil, offset)
+		if errors.Is(err, source.ErrChanged) && offset < l.Size {
+			// What has a digest does not change: this host knows no ranges without an end.
+			resp, err = e.get(ctx, l.name, "blobs/"+l.Digest, nil, 0)
+		}
 		if err != nil {
 			return nil, err
 		}

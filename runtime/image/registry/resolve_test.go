@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strings"
 	"testing"
 
@@ -101,6 +102,7 @@ func TestArtifact(t *testing.T) {
 		"chart":            {registrytest.Artifact{ConfigType: "application/vnd.cncf.helm.config.v1+json", Layers: []registrytest.Blob{blob("application/vnd.cncf.helm.chart.content.v1.tar+gzip", "x")}}, "has 1 layer, which is no disk"},
 		"two_disks":        {registrytest.Artifact{Layers: []registrytest.Blob{blob("application/x-qemu-disk", "1"), blob("application/x-qcow2", "2")}}, "has 2 layers, of which 2 could be the disk"},
 		"two_plain":        {registrytest.Artifact{Layers: []registrytest.Blob{blob("application/octet-stream", "1"), blob("application/gzip", "2")}}, "of which 2 could be the disk"},
+		"many":             {registrytest.Artifact{Layers: slices.Repeat([]registrytest.Blob{readme}, 200)}, "and 188 more"},
 		"no_layer":         {registrytest.Artifact{Type: "application/x-nothing"}, "it has no layers"},
 		"empty_layer":      {registrytest.Artifact{Layers: []registrytest.Blob{blob("application/x-qemu-disk", "")}}, "has 0 bytes"},
 	} {

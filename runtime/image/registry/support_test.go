@@ -28,7 +28,7 @@ type node struct {
 }
 
 func newNode(t testing.TB) *node {
-	return &node{t: t, Config: registry.Config{HostsDir: t.TempDir(), Stall: 5 * time.Second}}
+	return &node{t: t, Config: registry.Config{HostsDir: t.TempDir(), Stall: time.Minute}}
 }
 
 // hosts writes a hosts.toml for a registry; DIR stands for its directory.

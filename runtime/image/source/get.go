@@ -55,11 +55,6 @@ func Get(ctx context.Context, r Request) (*Response, error) {
 		cancel(nil)
 	}
 	resp, err := r.send(ctx)
-	if err == nil && ctx.Err() != nil {
-		// An answer may come in while we hang up; its body will not.
-		err = ctx.Err()
-		_ = resp.Body.Close()
-	}
 	if err != nil {
 		watch.Stop()
 		err = TransferError(ctx, r.URL, err)
@@ -103,6 +98,13 @@ func (r *Request) send(ctx context.Context) (*http.Response, error) {
 		req.Header.Set("If-None-Match", r.Unless)
 	}
 	return r.Client.Do(req)
+	resp, err := r.Client.Do(req)
+	if err == nil && ctx.Err() != nil {
+		// An answer may come in while we hang up; its body will not.
+		_ = resp.Body.Close()
+		return nil, ctx.Err()
+	}
+	return resp, err
 }
 
 // accept judges an answer's head.
