@@ -23,6 +23,8 @@ RUN ?= .
 TESTFLAGS ?=
 
 GOLANGCI_LINT := github.com/golangci/golangci-lint/v2/cmd/golangci-lint@v2.15.0
+BUF := github.com/bufbuild/buf/cmd/buf@v1.75.0
+PROTOCOLS := runtime/control
 
 # The version is what Go stamps from git: the tag, or a pseudo-version. Without git, or where git refuses another user's
 # checkout, there is no stamp, and the programs call themselves 0.0.0-devel.
@@ -91,8 +93,19 @@ e2e: ## Run the tests that boot VMs; RUN=REGEXP picks tests
 bench: deps build ## Measure against bare QEMU and write bench/RESULTS.md
 	VIRTLET_BENCH=1 $(GO) test -count=1 -timeout $(BENCH_TIMEOUT) -exec '"$(AS_ROOT)"' -run '$(if $(filter .,$(value RUN)),TestBench,$(value RUN))' -v $(TESTFLAGS) ./bench
 
+.PHONY: generate
+generate: ## Make the Go code of our own protocol anew, after a change of its .proto
+	$(GO) run $(BUF) generate --template $(PROTOCOLS)/buf.gen.yaml --path $(PROTOCOLS)
+
+.PHONY: generated
+generated: ## Look whether what generate makes is what is committed (a part of lint)
+	@rm -rf build/_generated
+	@$(GO) run $(BUF) generate --template $(PROTOCOLS)/buf.gen.yaml --path $(PROTOCOLS) -o build/_generated
+	@for made in $$(cd build/_generated && find . -name '*.go'); do \
+		diff -u "$$made" "build/_generated/$$made" || { echo "$$made is not what its .proto says: make generate" >&2; exit 1; }; done
+
 .PHONY: lint
-lint: check ## Run golangci-lint (built at first use, which takes minutes)
+lint: check generated ## Run golangci-lint (built at first use, which takes minutes)
 	$(GO) run $(GOLANGCI_LINT) run ./...
 
 .PHONY: install
