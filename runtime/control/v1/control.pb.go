@@ -263,10 +263,8 @@ type ImportRequest struct {
 	// Absolute path on the daemon's host of a regular file, no symbolic link: qcow2 or raw, which gzip, xz or zstd may have
 	// compressed.
 	Path string `protobuf:"bytes,1,opt,name=path,proto3" json:"path,omitempty"`
-	// Name that the image gets, with or without tag. It may not have a digest.
-	Name string `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
-	// If not empty: "sha256:" and the digest in hex that the image's id must be.
-	Digest        string `protobuf:"bytes,3,opt,name=digest,proto3" json:"digest,omitempty"`
+	// Name that the image gets. With a digest in it (NAME@sha256:…), content that has another one is refused.
+	Name          string `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -311,13 +309,6 @@ func (x *ImportRequest) GetPath() string {
 func (x *ImportRequest) GetName() string {
 	if x != nil {
 		return x.Name
-	}
-	return ""
-}
-
-func (x *ImportRequest) GetDigest() string {
-	if x != nil {
-		return x.Digest
 	}
 	return ""
 }
@@ -410,11 +401,10 @@ const file_runtime_control_v1_control_proto_rawDesc = "" +
 	"\x04rate\x18\x06 \x01(\x01R\x04rate\x12\x18\n" +
 	"\aattempt\x18\a \x01(\x05R\aattempt\x12\x14\n" +
 	"\x05fault\x18\b \x01(\tR\x05fault\x12\x19\n" +
-	"\bimage_id\x18\t \x01(\tR\aimageId\"O\n" +
+	"\bimage_id\x18\t \x01(\tR\aimageId\"7\n" +
 	"\rImportRequest\x12\x12\n" +
 	"\x04path\x18\x01 \x01(\tR\x04path\x12\x12\n" +
-	"\x04name\x18\x02 \x01(\tR\x04name\x12\x16\n" +
-	"\x06digest\x18\x03 \x01(\tR\x06digest\"z\n" +
+	"\x04name\x18\x02 \x01(\tR\x04name\"z\n" +
 	"\x0eImportResponse\x12\x19\n" +
 	"\bimage_id\x18\x01 \x01(\tR\aimageId\x12\x12\n" +
 	"\x04size\x18\x02 \x01(\x03R\x04size\x12!\n" +
