@@ -110,13 +110,13 @@ func TestManyReaders(t *testing.T) {
 	const (
 		readers = 200
 		files   = 4
-		rounds  = 60
+		rounds  = 30
 	)
 	st := newSite(t)
 	contents := make([][]byte, 8)
 	known := map[string]bool{}
 	for i := range contents {
-		contents[i] = content(300_000+i*1000, byte(i))
+		contents[i] = content(100_000+i*1000, byte(i))
 		known[`"sha256:`+sumOf(contents[i])+`"`] = true
 	}
 	for f := range files {
@@ -157,14 +157,14 @@ func TestManyReaders(t *testing.T) {
 		default:
 			st.replace(name, body)
 		}
-		for range 20 {
+		for range 10 {
 			within(t, served, "nothing is served any more")
 		}
 	}
 	cancel()
 	all.Wait()
 	t.Logf("%d whole, %d told to come later", whole.Load(), later.Load())
-	if whole.Load() < rounds*20 {
+	if whole.Load() < rounds*10 {
 		t.Errorf("%d whole responses only", whole.Load())
 	}
 }
@@ -295,7 +295,7 @@ func TestWarm(t *testing.T) {
 }
 
 // TestChangeWithinATick: two contents that come so fast one after the other that the file system gives them the same
-// time are told apart.
+// time are told apart. (Newer kernels give different times once a file has been looked at.)
 func TestChangeWithinATick(t *testing.T) {
 	st := newSite(t)
 	for n := range 20 {
