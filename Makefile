@@ -113,7 +113,7 @@ install: build ## Install programs, systemd unit, example configuration and mani
 	$(INSTALLER) install -d $(DESTDIR)$(PREFIX)/bin $(DESTDIR)$(UNITDIR) $(DESTDIR)$(SYSCONFDIR)/virtlet/images.d $(EXAMPLES)/images.d
 	$(INSTALLER) install -m 0755 bin/* $(DESTDIR)$(PREFIX)/bin/
 	sed 's|@BINDIR@|$(PREFIX)/bin|' deploy/virtlet.service | $(INSTALLER) install -m 0644 /dev/stdin $(DESTDIR)$(UNITDIR)/virtlet.service
-	$(INSTALLER) install -m 0644 deploy/virtlet.yaml deploy/runtimeclass.yaml deploy/examples/* deploy/cni/* $(EXAMPLES)
+	$(INSTALLER) install -m 0644 deploy/virtlet.yaml deploy/runtimeclass.yaml deploy/image-server.* deploy/examples/* deploy/cni/* $(EXAMPLES)
 	$(INSTALLER) install -m 0644 deploy/images.d/* $(EXAMPLES)/images.d
 	@# The operator's own configuration stays.
 	[ -e $(DESTDIR)$(SYSCONFDIR)/virtlet/virtlet.yaml ] || \
