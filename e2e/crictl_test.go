@@ -8,7 +8,6 @@ import (
 	"fmt"
 	"io"
 	"net"
-	"net/http"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -131,13 +130,9 @@ func serveImage(t *testing.T, r *rig.Rig) registry {
 	defer f.Close()
 	sum := sha256.New()
 	size := must[int64](t)(io.Copy(sum, f))
-	l := must[net.Listener](t)(r.Listen("127.0.0.1:0"))
-	mux := http.NewServeMux()
-	mux.HandleFunc("GET /test.qcow2", func(w http.ResponseWriter, req *http.Request) { http.ServeFile(w, req, testImage) })
-	server := &http.Server{Handler: mux, ReadHeaderTimeout: patience}
-	go func() { _ = server.Serve(l) }()
-	t.Cleanup(func() { _ = server.Close() })
-	return registry{address: l.Addr().String(), digest: "sha256:" + hex.EncodeToString(sum.Sum(nil)), size: size}
+	address, _, err := r.ServeImage(testImage, "test.qcow2")
+	ok(t, err)
+	return registry{address: address, digest: "sha256:" + hex.EncodeToString(sum.Sum(nil)), size: size}
 }
 
 // crictlPod is the pod of TestPodCrictl.

@@ -34,7 +34,7 @@ func newRootCommand() *cobra.Command {
 	root.PersistentFlags().StringVar(&file, "config", "", "configuration `file`; "+defaultConfigFile+" is read where it exists")
 	bind(root.PersistentFlags(), &flags)
 	root.PersistentFlags().SortFlags = false
-	root.AddCommand(configCommand(&file), versionCommand(), checkCommand(&file))
+	root.AddCommand(configCommand(&file), versionCommand(), checkCommand(&file), imageCommand(&file))
 	return root
 }
 

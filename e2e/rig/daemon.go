@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -168,20 +167,4 @@ func (r *Rig) DaemonPID() int {
 		return 0
 	}
 	return r.daemon.cmd.Process.Pid
-}
-
-// CopyImage puts an image file where the daemon takes local images from and returns the name to pull.
-func (r *Rig) CopyImage(path, name string) (string, error) {
-	dst := filepath.Join(r.Dir, "images", name)
-	in, err := os.Open(path)
-	if err != nil {
-		return "", err
-	}
-	defer in.Close()
-	out, err := os.Create(dst)
-	if err != nil {
-		return "", err
-	}
-	_, err = io.Copy(out, in)
-	return dst, errors.Join(err, out.Close())
 }
