@@ -41,6 +41,7 @@ default-memory: 1.5Gi
 cni-timeout: 90s
 accel: tcg
 log-level: debug
+metrics-address: 127.0.0.1:9617
 allow-spoofing: true
 nic-offload: false
 image-plain-http-hosts: [registry, "10.0.0.1:80", "::1", "[::1]:80"]
@@ -50,6 +51,7 @@ image-plain-http-hosts: [registry, "10.0.0.1:80", "::1", "[::1]:80"]
 	}
 	want := defaults()
 	want.StateDir, want.CNIBinDirs, want.Handlers = "/srv/virtlet", []string{"/a", "/b"}, []string{"vm"}
+	want.MetricsAddress = "127.0.0.1:9617"
 	want.AllowSpoofing, want.NICOffload = true, false
 	want.DefaultMemory, want.CNITimeout, want.CNIExclusive, want.LogLevel = 1536<<20, 90*time.Second, true, "debug"
 	want.Accel, want.ImageLocalDirs = "kvm", []string{"/x", "/y", "/z"}
@@ -94,6 +96,9 @@ func TestConfigFile_refused(t *testing.T) {
 		"socket_too_long":   {"listen: /" + strings.Repeat("x", 107) + "\n", ":1: listen: has 108 bytes; the kernel takes 107"},
 		"streams_to_all":    {"streaming-address: 0.0.0.0:1\n", "is not on loopback"},
 		"streams_no_port":   {"streaming-address: 127.0.0.1\n", "is not an address such as"},
+		"metrics_for_all":   {"metrics-address: ':9617'\n", `:1: metrics-address: ":9617" has no host: 127.0.0.1:9617 is for this host alone`},
+		"metrics_no_port":   {"metrics-address: localhost\n", "is not an address such as"},
+		"metrics_bad_port":  {"metrics-address: '127.0.0.1:x1'\n", "has no valid port"},
 		"relative_program":  {"qemu: bin/qemu\n", "neither a program's name nor an absolute path"},
 		"log_level":         {"log-level: loud\n", "none of error, warning, info, debug, trace"},
 		"url_for_host":      {"image-plain-http-hosts: ['http://a']\n", `:1: image-plain-http-hosts: "http://a" is not a host`},

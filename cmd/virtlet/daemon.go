@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
 	"os"
 	"runtime/debug"
 	"strings"
@@ -20,6 +21,7 @@ import (
 	"google.golang.org/grpc/status"
 
 	"github.com/virtlet/virtlet/runtime/cri"
+	"github.com/virtlet/virtlet/runtime/metrics"
 )
 
 // maxMessage is the largest CRI message, in bytes: what kubelet's client takes.
@@ -59,13 +61,18 @@ func runDaemon(ctx context.Context, conf Config) (err error) {
 	if err != nil {
 		return err
 	}
-	srv := newServer(parts.cri, sock)
-	log.WithField("socket", conf.Listen).Info("listening")
-
 	var tasks sync.WaitGroup
 	background, end := context.WithCancel(ctx)
 	defer tasks.Wait()
 	defer end()
+	if parts.metrics != nil {
+		if err := serveMetrics(background, parts.metrics, conf.MetricsAddress, &tasks, log); err != nil {
+			return errors.Join(err, sock.Close())
+		}
+	}
+	srv := newServer(parts, sock)
+	log.WithField("socket", conf.Listen).Info("listening")
+
 	tasks.Go(func() {
 		if err := parts.streams.Serve(); err != nil {
 			log.WithError(err).Error("attach and port-forward have ended")
@@ -110,6 +117,21 @@ func recoverVMs(ctx context.Context, parts *parts, log *logrus.Entry) error {
 	return err
 }
 
+// serveMetrics listens, and answers until ctx ends.
+func serveMetrics(ctx context.Context, m *metrics.Metrics, address string, tasks *sync.WaitGroup, log *logrus.Entry) error {
+	l, err := new(net.ListenConfig).Listen(ctx, "tcp", address)
+	if err != nil {
+		return fmt.Errorf("setting `metrics-address`: %w", err)
+	}
+	log.WithField("address", l.Addr().String()).Info("metrics are served")
+	tasks.Go(func() {
+		if err := m.Serve(ctx, l); err != nil {
+			log.WithError(err).Error("metrics have ended")
+		}
+	})
+	return nil
+}
+
 // server is the gRPC side of the daemon.
 type server struct {
 	grpc   *grpc.Server
@@ -118,17 +140,22 @@ type server struct {
 	ending chan struct{}
 }
 
-func newServer(services *cri.Server, sock *socket) *server {
+func newServer(p *parts, sock *socket) *server {
 	s := &server{health: health.NewServer(), failed: make(chan error, 1), ending: make(chan struct{})}
-	s.grpc = grpc.NewServer(
+	options := []grpc.ServerOption{
 		grpc.MaxRecvMsgSize(maxMessage),
 		grpc.MaxSendMsgSize(maxMessage),
-		grpc.UnaryInterceptor(services.UnaryInterceptor),
-		grpc.ChainStreamInterceptor(s.endStream, services.StreamInterceptor),
 		grpc.WaitForHandlers(true),
-	)
+	}
+	if p.metrics != nil { // outermost, so that they see how a call ends for its caller
+		options = append(options, grpc.ChainUnaryInterceptor(p.metrics.UnaryInterceptor()), grpc.ChainStreamInterceptor(p.metrics.StreamInterceptor()))
+	}
+	s.grpc = grpc.NewServer(append(options,
+		grpc.ChainUnaryInterceptor(p.cri.UnaryInterceptor),
+		grpc.ChainStreamInterceptor(s.endStream, p.cri.StreamInterceptor),
+	)...)
 	s.health.SetServingStatus("", healthpb.HealthCheckResponse_NOT_SERVING)
-	services.Register(s.grpc)
+	p.cri.Register(s.grpc)
 	healthpb.RegisterHealthServer(s.grpc, s.health)
 	reflection.Register(s.grpc)
 	go func() {

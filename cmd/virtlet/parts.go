@@ -12,6 +12,7 @@ import (
 	"github.com/virtlet/virtlet/netns/cni"
 	"github.com/virtlet/virtlet/runtime/cri"
 	"github.com/virtlet/virtlet/runtime/image"
+	"github.com/virtlet/virtlet/runtime/metrics"
 	"github.com/virtlet/virtlet/runtime/state"
 	"github.com/virtlet/virtlet/runtime/stream"
 	"github.com/virtlet/virtlet/sandbox/disk"
@@ -27,6 +28,7 @@ type parts struct {
 	images   *image.Service
 	streams  *stream.Server
 	cri      *cri.Server
+	metrics  *metrics.Metrics // nil where nobody asks
 }
 
 // assemble opens what survives a restart and makes every part, without touching a VM.
@@ -61,6 +63,10 @@ func assemble(ctx context.Context, conf Config, log *logrus.Entry) (_ *parts, er
 	diskMount, err := image.Mountpoint(conf.StateDir)
 	if err != nil {
 		return nil, err
+	}
+	if conf.MetricsAddress != "" {
+		v := readVersion()
+		p.metrics = metrics.New(metrics.Build{Version: v.Version, Commit: v.Commit, Go: v.Go}, p.machines, p.images, log)
 	}
 	p.cri = cri.New(cri.Config{
 		Version:        readVersion().Version,

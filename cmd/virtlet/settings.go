@@ -23,6 +23,7 @@ import (
 type Config struct {
 	StateDir, RunDir, NetnsDir string
 	Listen, StreamingAddress   string
+	MetricsAddress             string
 	Handlers                   []string
 
 	CNIConfDir   string
@@ -108,6 +109,7 @@ func settings(c *Config) []setting {
 		{"netns-dir", "`directory` in which pod network namespaces are pinned", path(&c.NetnsDir)},
 		{"listen", "`path` of the unix socket on which CRI is served", path(&c.Listen, socketLength)},
 		{"streaming-address", "loopback `address` (host:port) for attach and port-forward; port 0 takes a free one", text(&c.StreamingAddress, loopback)},
+		{"metrics-address", "`address` (host:port) at which Prometheus finds /metrics; empty means nowhere", text(&c.MetricsAddress, optionalAddress)},
 		{"handlers", "runtime handlers that pods may ask for (RuntimeClass); an empty one is the default handler", list(&c.Handlers, handlerName)},
 		{"cni-conf-dir", "`directory` of the CNI configuration; its first valid file counts", path(&c.CNIConfDir)},
 		{"cni-bin-dir", "directories of the CNI plugins, in the order of search", list(&c.CNIBinDirs, absolute)},
@@ -190,17 +192,38 @@ func socketLength(s string) error {
 
 // loopback holds the streaming server to this host: its only lock is a token in the URL, and kubelet is its only client.
 func loopback(s string) error {
-	host, port, err := net.SplitHostPort(s)
+	host, err := hostOf(s)
 	if err != nil {
-		return fmt.Errorf("%q is not an address such as 127.0.0.1:0", s)
-	}
-	if _, err := net.LookupPort("tcp", port); err != nil {
-		return fmt.Errorf("%q has no valid port", s)
+		return err
 	}
 	if ip, err := netip.ParseAddr(host); host != "localhost" && (err != nil || !ip.IsLoopback()) {
 		return fmt.Errorf("%q is not on loopback (127.0.0.1, ::1): consoles of the VMs must not be served to a network", s)
 	}
 	return nil
+}
+
+// optionalAddress wants a host: that anybody may ask should be somebody's decision, not a slip.
+func optionalAddress(s string) error {
+	if s == "" {
+		return nil
+	}
+	host, err := hostOf(s)
+	if err == nil && host == "" {
+		err = fmt.Errorf("%q has no host: 127.0.0.1%s is for this host alone, 0.0.0.0%s for everybody", s, s, s)
+	}
+	return err
+}
+
+// hostOf takes the host from an address with a port.
+func hostOf(s string) (string, error) {
+	host, port, err := net.SplitHostPort(s)
+	if err != nil {
+		return "", fmt.Errorf("%q is not an address such as 127.0.0.1:0", s)
+	}
+	if _, err := net.LookupPort("tcp", port); err != nil {
+		return "", fmt.Errorf("%q has no valid port", s)
+	}
+	return host, nil
 }
 
 func handlerName(s string) error {

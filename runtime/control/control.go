@@ -63,7 +63,7 @@ func (s *Server) Watch(req *controlv1.WatchRequest, stream grpc.ServerStreamingS
 			if err := stream.Send(message(p)); err != nil {
 				return err
 			}
-			if only != "" && p.Done {
+			if only != "" && p.Ended() {
 				return nil
 			}
 		}
@@ -79,14 +79,14 @@ func message(p Progress) *controlv1.PullProgress {
 }
 
 var stages = map[Stage]controlv1.Stage{
-	StageQueued:      controlv1.Stage_STAGE_QUEUED,
-	StageResolving:   controlv1.Stage_STAGE_RESOLVING,
-	StageDownloading: controlv1.Stage_STAGE_DOWNLOADING,
-	StageUnpacking:   controlv1.Stage_STAGE_UNPACKING,
-	StageVerifying:   controlv1.Stage_STAGE_VERIFYING,
-	StageStoring:     controlv1.Stage_STAGE_STORING,
-	StageDone:        controlv1.Stage_STAGE_DONE,
-	StageFailed:      controlv1.Stage_STAGE_FAILED,
+	Queued:      controlv1.Stage_STAGE_QUEUED,
+	Resolving:   controlv1.Stage_STAGE_RESOLVING,
+	Downloading: controlv1.Stage_STAGE_DOWNLOADING,
+	Unpacking:   controlv1.Stage_STAGE_UNPACKING,
+	Verifying:   controlv1.Stage_STAGE_VERIFYING,
+	Storing:     controlv1.Stage_STAGE_STORING,
+	Done:        controlv1.Stage_STAGE_DONE,
+	Failed:      controlv1.Stage_STAGE_FAILED,
 }
 
 // Import takes a file of this host. Whoever may use the socket is root, so the path needs no permission of its own.

@@ -64,10 +64,10 @@ func newImages() *images {
 func TestWatch(t *testing.T) {
 	const other, name = "virtlet.cloud/other:latest", "img.example/a/disk:latest"
 	told := []Progress{
-		{Image: other, Stage: StageQueued},
-		{Image: name, Stage: StageDownloading, Bytes: 1 << 40, Total: -1, Resumed: 5, Rate: 2.5, Attempt: 3, Fault: "reset"},
-		{Image: other, Stage: StageFailed, Fault: "404", Done: true},
-		{Image: name, Stage: StageDone, Bytes: 9, Total: 9, ID: "sha256:ab", Done: true},
+		{Image: other, Stage: Queued},
+		{Image: name, Stage: Downloading, Bytes: 1 << 40, Total: -1, Resumed: 5, Rate: 2.5, Attempt: 3, Fault: "reset"},
+		{Image: other, Stage: Failed, Fault: "404"},
+		{Image: name, Stage: Done, Bytes: 9, Total: 9, ID: "sha256:ab"},
 	}
 	for title, tc := range map[string]struct {
 		asked string

@@ -5,14 +5,14 @@ type Stage string
 
 // The stages, in order; a pull need not go through all, and goes back when an attempt fails.
 const (
-	StageQueued      Stage = "queued"
-	StageResolving   Stage = "resolving"
-	StageDownloading Stage = "downloading"
-	StageUnpacking   Stage = "unpacking"
-	StageVerifying   Stage = "verifying"
-	StageStoring     Stage = "storing"
-	StageDone        Stage = "done"
-	StageFailed      Stage = "failed"
+	Queued      Stage = "queued"
+	Resolving   Stage = "resolving"
+	Downloading Stage = "downloading"
+	Unpacking   Stage = "unpacking"
+	Verifying   Stage = "verifying"
+	Storing     Stage = "storing"
+	Done        Stage = "done"
+	Failed      Stage = "failed"
 )
 
 // Progress is the state of one pull or import.
@@ -28,6 +28,8 @@ type Progress struct {
 	// Fault is what ended the last attempt that failed.
 	Fault string
 	// ID of the image that came of it.
-	ID   string
-	Done bool
+	ID string
 }
+
+// Ended tells whether nothing more will come.
+func (p Progress) Ended() bool { return p.Stage == Done || p.Stage == Failed }
