@@ -120,9 +120,17 @@ func (p *parts) makeImages(conf Config) (err error) {
 		Pinned:        conf.ImagePinned,
 		MaxBytes:      conf.ImageMaxSize,
 		StallTimeout:  conf.ImageStallTimeout,
+		Pulled:        p.pulled,
 		Log:           p.log,
 	})
 	return err
+}
+
+// pulled counts a pull that has ended.
+func (p *parts) pulled(r image.Report) {
+	if p.metrics != nil {
+		p.metrics.Pulled(r)
+	}
 }
 
 // inUse tells whether a root disk lies on an image. While the supervisor does not know all VMs, every image is in use.
