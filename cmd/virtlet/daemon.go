@@ -20,6 +20,7 @@ import (
 	"google.golang.org/grpc/reflection"
 	"google.golang.org/grpc/status"
 
+	"github.com/virtlet/virtlet/runtime/control"
 	"github.com/virtlet/virtlet/runtime/cri"
 	"github.com/virtlet/virtlet/runtime/metrics"
 )
@@ -69,6 +70,7 @@ func runDaemon(ctx context.Context, conf Config) (err error) {
 		if err := serveMetrics(background, parts.metrics, conf.MetricsAddress, &tasks, log); err != nil {
 			return errors.Join(err, sock.Close())
 		}
+		tasks.Go(func() { parts.metrics.Follow(background, parts.images.Watch) })
 	}
 	srv := newServer(parts, sock)
 	log.WithField("socket", conf.Listen).Info("listening")
@@ -156,6 +158,7 @@ func newServer(p *parts, sock *socket) *server {
 	)...)
 	s.health.SetServingStatus("", healthpb.HealthCheckResponse_NOT_SERVING)
 	p.cri.Register(s.grpc)
+	control.New(p.images).Register(s.grpc)
 	healthpb.RegisterHealthServer(s.grpc, s.health)
 	reflection.Register(s.grpc)
 	go func() {

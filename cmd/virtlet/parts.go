@@ -137,6 +137,7 @@ func (p *parts) makeImages(conf Config) (err error) {
 		MaxBytes:      conf.ImageMaxSize,
 		StallTimeout:  conf.ImageStallTimeout,
 		MaxPulls:      conf.ImageMaxPulls,
+		Pulled:        p.pulled,
 		Log:           p.log,
 	})
 	return err
@@ -148,6 +149,13 @@ func (p *parts) imageFaults() (told []string) {
 		told = append(told, fault.Error())
 	}
 	return told
+}
+
+// pulled counts a pull that has ended.
+func (p *parts) pulled(r image.Report) {
+	if p.metrics != nil {
+		p.metrics.Pulled(r)
+	}
 }
 
 // inUse tells whether a root disk lies on an image. While the supervisor does not know all VMs, every image is in use.

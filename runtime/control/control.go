@@ -20,7 +20,7 @@ import (
 type Images interface {
 	// Watch tells of every pull and import: first the present state of those under way, then the changes. Who reads
 	// slowly misses steps, but no end. The channel is closed by cancel, or when no more can come.
-	Watch() (updates <-chan Progress, cancel func())
+	Watch() (updates <-chan image.Progress, cancel func())
 	// Import takes a file of this host as an image of that name.
 	Import(ctx context.Context, path, name string) (image.Image, error)
 }
@@ -71,22 +71,22 @@ func (s *Server) Watch(req *controlv1.WatchRequest, stream grpc.ServerStreamingS
 }
 
 // message puts a progress into the protocol's words.
-func message(p Progress) *controlv1.PullProgress {
+func message(p image.Progress) *controlv1.PullProgress {
 	return &controlv1.PullProgress{
 		Image: p.Image, Stage: stages[p.Stage], Bytes: p.Bytes, Total: max(p.Total, 0), Resumed: p.Resumed, Rate: p.Rate,
 		Attempt: int32(min(p.Attempt, 1<<30)), Fault: p.Fault, ImageId: p.ID,
 	}
 }
 
-var stages = map[Stage]controlv1.Stage{
-	Queued:      controlv1.Stage_STAGE_QUEUED,
-	Resolving:   controlv1.Stage_STAGE_RESOLVING,
-	Downloading: controlv1.Stage_STAGE_DOWNLOADING,
-	Unpacking:   controlv1.Stage_STAGE_UNPACKING,
-	Verifying:   controlv1.Stage_STAGE_VERIFYING,
-	Storing:     controlv1.Stage_STAGE_STORING,
-	Done:        controlv1.Stage_STAGE_DONE,
-	Failed:      controlv1.Stage_STAGE_FAILED,
+var stages = map[image.Stage]controlv1.Stage{
+	image.Queued:      controlv1.Stage_STAGE_QUEUED,
+	image.Resolving:   controlv1.Stage_STAGE_RESOLVING,
+	image.Downloading: controlv1.Stage_STAGE_DOWNLOADING,
+	image.Unpacking:   controlv1.Stage_STAGE_UNPACKING,
+	image.Verifying:   controlv1.Stage_STAGE_VERIFYING,
+	image.Storing:     controlv1.Stage_STAGE_STORING,
+	image.Done:        controlv1.Stage_STAGE_DONE,
+	image.Failed:      controlv1.Stage_STAGE_FAILED,
 }
 
 // Import takes a file of this host. Whoever may use the socket is root, so the path needs no permission of its own.

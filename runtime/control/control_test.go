@@ -22,13 +22,13 @@ import (
 
 // images is a store whose progress the test tells.
 type images struct {
-	updates   chan Progress
+	updates   chan image.Progress
 	cancelled chan struct{}
 	imported  []string
 	fail      error
 }
 
-func (i *images) Watch() (<-chan Progress, func()) {
+func (i *images) Watch() (<-chan image.Progress, func()) {
 	return i.updates, func() { close(i.cancelled) }
 }
 
@@ -58,16 +58,16 @@ func dial(t *testing.T, i *images) controlv1.ImagesClient {
 }
 
 func newImages() *images {
-	return &images{updates: make(chan Progress), cancelled: make(chan struct{})}
+	return &images{updates: make(chan image.Progress), cancelled: make(chan struct{})}
 }
 
 func TestWatch(t *testing.T) {
 	const other, name = "virtlet.cloud/other:latest", "img.example/a/disk:latest"
-	told := []Progress{
-		{Image: other, Stage: Queued},
-		{Image: name, Stage: Downloading, Bytes: 1 << 40, Total: -1, Resumed: 5, Rate: 2.5, Attempt: 3, Fault: "reset"},
-		{Image: other, Stage: Failed, Fault: "404"},
-		{Image: name, Stage: Done, Bytes: 9, Total: 9, ID: "sha256:ab"},
+	told := []image.Progress{
+		{Image: other, Stage: image.Queued},
+		{Image: name, Stage: image.Downloading, Bytes: 1 << 40, Total: -1, Resumed: 5, Rate: 2.5, Attempt: 3, Fault: "reset"},
+		{Image: other, Stage: image.Failed, Fault: "404"},
+		{Image: name, Stage: image.Done, Bytes: 9, Total: 9, ID: "sha256:ab"},
 	}
 	for title, tc := range map[string]struct {
 		asked string

@@ -80,17 +80,17 @@ func (m *Metrics) StreamInterceptor() grpc.StreamServerInterceptor {
 	return m.requests.StreamServerInterceptor()
 }
 
-// Pulled counts a pull or import that has ended: err is how, nil for well; source is the kind of where it came from, empty
-// where that is unknown.
-func (m *Metrics) Pulled(source string, err error, bytes, resumed int64, took time.Duration) {
-	if source == "" {
-		source = "none"
+// Pulled counts a pull or import that has ended.
+func (m *Metrics) Pulled(r image.Report) {
+	kind := r.Kind
+	if kind == "" {
+		kind = "none"
 	}
-	m.pulls.WithLabelValues(source, result(err)).Inc()
-	m.downloaded.WithLabelValues(source).Add(float64(max(bytes, 0)))
-	m.resume.WithLabelValues(source).Add(float64(max(resumed, 0)))
-	if err == nil {
-		m.took.WithLabelValues(source).Observe(took.Seconds())
+	m.pulls.WithLabelValues(kind, result(r.Err)).Inc()
+	m.downloaded.WithLabelValues(kind).Add(float64(max(r.Bytes, 0)))
+	m.resume.WithLabelValues(kind).Add(float64(max(r.Resumed, 0)))
+	if r.Err == nil {
+		m.took.WithLabelValues(kind).Observe(r.Took.Seconds())
 	}
 }
 

@@ -7,7 +7,6 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/sirupsen/logrus"
 
-	"github.com/virtlet/virtlet/runtime/control"
 	"github.com/virtlet/virtlet/runtime/image"
 	"github.com/virtlet/virtlet/sandbox/domain"
 	"github.com/virtlet/virtlet/sandbox/supervisor"
@@ -34,8 +33,8 @@ var (
 		supervisor.VMCreating, supervisor.VMCreated, supervisor.VMStarting, supervisor.VMRunning, supervisor.VMStopping, supervisor.VMExited,
 		supervisor.VMRemoving,
 	}
-	stages = []control.Stage{
-		control.Resolving, control.Queued, control.Downloading, control.Unpacking, control.Verifying, control.Storing,
+	stages = []image.Stage{
+		image.Resolving, image.Queued, image.Downloading, image.Unpacking, image.Verifying, image.Storing,
 	}
 )
 
@@ -104,18 +103,18 @@ type active struct {
 	desc *prometheus.Desc
 
 	mu    sync.Mutex
-	pulls map[string]control.Stage // by image
+	pulls map[string]image.Stage // by image
 }
 
 func newActive() *active {
 	return &active{
 		desc:  prometheus.NewDesc("virtlet_image_pulls_in_progress", "Pulls and imports under way, by stage.", []string{"stage"}, nil),
-		pulls: map[string]control.Stage{},
+		pulls: map[string]image.Stage{},
 	}
 }
 
 // Follow keeps the number of pulls under way current until ctx ends or no more can come.
-func (m *Metrics) Follow(ctx context.Context, watch func() (<-chan control.Progress, func())) {
+func (m *Metrics) Follow(ctx context.Context, watch func() (<-chan image.Progress, func())) {
 	updates, cancel := watch()
 	defer cancel()
 	for {
@@ -131,7 +130,7 @@ func (m *Metrics) Follow(ctx context.Context, watch func() (<-chan control.Progr
 	}
 }
 
-func (a *active) note(p control.Progress) {
+func (a *active) note(p image.Progress) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	if p.Ended() {
@@ -144,7 +143,7 @@ func (a *active) note(p control.Progress) {
 func (a *active) Describe(ch chan<- *prometheus.Desc) { ch <- a.desc }
 
 func (a *active) Collect(ch chan<- prometheus.Metric) {
-	count := map[control.Stage]int{}
+	count := map[image.Stage]int{}
 	a.mu.Lock()
 	for _, stage := range a.pulls {
 		count[stage]++

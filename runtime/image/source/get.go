@@ -97,7 +97,6 @@ func (r *Request) send(ctx context.Context) (*http.Response, error) {
 	if r.Unless != "" {
 		req.Header.Set("If-None-Match", r.Unless)
 	}
-	return r.Client.Do(req)
 	resp, err := r.Client.Do(req)
 	if err == nil && ctx.Err() != nil {
 		// An answer may come in while we hang up; its body will not.
