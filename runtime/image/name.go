@@ -183,6 +183,8 @@ func (r *reference) checkRepo(name string) error {
 // registry's repository, where both are set.
 type target struct {
 	url *url.URL
+	// user has the credentials that a translation rule gives to the URL.
+	user *url.Userinfo
 	// client gets the URL; nil means the default one.
 	client *http.Client
 	// path is an absolute path that the name spells out.
@@ -203,7 +205,7 @@ func (s *Service) target(r reference) (target, error) {
 			return target{}, fmt.Errorf("%w %q: %w", ErrInvalidName, r, err)
 		}
 		if found {
-			return target{url: to.URL, client: to.Client}, nil
+			return target{url: to.URL, user: to.User, client: to.Client}, nil
 		}
 	}
 	switch {

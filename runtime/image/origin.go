@@ -1,6 +1,7 @@
 package image
 
 import (
+	"cmp"
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
@@ -53,13 +54,7 @@ func (s *Service) resolve(ctx context.Context, ref reference, to target, auth *A
 
 // httpOrigin is what a URL leads to. Who has other credentials, or wants another digest, has another download.
 func (s *Service) httpOrigin(ref reference, to target, auth *Auth) (origin, error) {
-	user := ref.user
-	if user == nil {
-		user = to.url.User
-	}
-	bare := *to.url
-	bare.User = nil
-	authorization, err := auth.Header(&bare, user)
+	authorization, err := auth.Header(to.url, cmp.Or(ref.user, to.user))
 	if err != nil {
 		return origin{}, err
 	}
@@ -72,10 +67,10 @@ func (s *Service) httpOrigin(ref reference, to target, auth *Auth) (origin, erro
 		header.Set("Authorization", authorization)
 	}
 	return origin{
-		key: keyOf(kindHTTP, bare.String(), authorization, ref.digest), kind: kindHTTP, from: source.RedactURL(&bare), want: ref.digest, size: -1,
+		key: keyOf(kindHTTP, to.url.String(), authorization, ref.digest), kind: kindHTTP, from: source.RedactURL(to.url), want: ref.digest, size: -1,
 		open: func(ctx context.Context, offset int64, etag, unless string) (*source.Response, error) {
 			return source.Get(ctx, source.Request{
-				Client: client, URL: &bare, Header: header.Clone(), Offset: offset, ETag: etag, Unless: unless, Stall: s.cfg.StallTimeout,
+				Client: client, URL: to.url, Header: header.Clone(), Offset: offset, ETag: etag, Unless: unless, Stall: s.cfg.StallTimeout,
 			})
 		},
 	}, nil

@@ -5,6 +5,7 @@ import (
 	"crypto/tls"
 	"errors"
 	"fmt"
+	"net"
 	"net/http"
 	"net/url"
 	"strconv"
@@ -53,7 +54,9 @@ func TransferError(ctx context.Context, u *url.URL, err error) error {
 	if inner := (*url.Error)(nil); errors.As(err, &inner) {
 		err = inner.Err
 	}
-	lasting := errors.Is(err, ErrRedirect) || errors.As(err, new(*tls.CertificateVerificationError)) || errors.As(err, new(tls.AlertError)) ||
+	// A TLS alert of the server's is such an OpError (crypto/tls, Conn.readRecord).
+	op := (*net.OpError)(nil)
+	lasting := errors.As(err, &op) && op.Op == "remote error" || errors.Is(err, ErrRedirect) || errors.As(err, new(*tls.CertificateVerificationError)) || errors.As(err, new(tls.AlertError)) ||
 		errors.As(err, new(tls.RecordHeaderError)) || errors.As(err, new(*http.ProtocolError))
 	err = fmt.Errorf("%w: getting %s: %w", ErrUnavailable, RedactURL(u), err)
 	if lasting {
