@@ -121,13 +121,15 @@ func (t *transfer) look(ctx context.Context, size int64) {
 		t.unpacker.from.grown(size)
 		return
 	}
-	if t.looked || size < int64(longest) && !t.from.tar {
+	if t.looked || !t.from.tar && size < int64(longest) {
 		return
 	}
 	t.looked = true
-	head := make([]byte, longest)
-	if n, err := t.part.file.ReadAt(head, 0); err != nil && n == 0 || !t.from.tar && !packed(head[:n]) {
-		return
+	if !t.from.tar {
+		head := make([]byte, longest)
+		if _, err := t.part.file.ReadAt(head, 0); err != nil || !packed(head) {
+			return
+		}
 	}
 	out, err := os.OpenFile(filepath.Join(t.s.contents.parts(), t.from.key+diskSuffix), os.O_RDWR|os.O_CREATE|os.O_TRUNC|unix.O_NOFOLLOW, 0o600)
 	if err != nil {
