@@ -84,7 +84,7 @@ func (p *parts) makeMachines(conf Config, host *host) (err error) {
 	users.Last--
 	p.machines, err = supervisor.New(supervisor.Config{
 		StateDir: conf.StateDir, RunDir: conf.RunDir, NetnsDir: conf.NetnsDir,
-		QEMU: host.programs.probe, QEMUImg: conf.QEMUImg, Wrapper: findWrapper(conf),
+		QEMU: host.programs.probe, Wrapper: findWrapper(conf),
 		Accel: host.accel, AccelWhy: host.why,
 		CgroupDriver: host.driver, DefaultMemory: conf.DefaultMemory, Users: users,
 		ConsoleRate: conf.ConsoleRate, ConsoleLogSize: conf.ConsoleLogSize,
