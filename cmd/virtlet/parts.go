@@ -27,6 +27,7 @@ type parts struct {
 	images   *image.Service
 	streams  *stream.Server
 	cri      *cri.Server
+	host     *host
 }
 
 // assemble opens what survives a restart and makes every part, without touching a VM.
@@ -49,6 +50,7 @@ func assemble(ctx context.Context, conf Config, log *logrus.Entry) (_ *parts, er
 	if err != nil {
 		return nil, err
 	}
+	p.host = host
 	if err := p.makeMachines(conf, host); err != nil {
 		return nil, err
 	}
@@ -132,6 +134,16 @@ func (p *parts) inUse(imageID string) bool {
 	return false
 }
 
+// warn tells in the log what Status tells, too: why no pod can run yet. Nothing of it keeps the daemon from serving.
+func (p *parts) warn(ctx context.Context) {
+	if err := p.host.programs.check(ctx); err != nil {
+		p.log.WithError(err).Warn("no VM can start until this is mended")
+	}
+	if err := p.machines.NetworkStatus(ctx); err != nil && ctx.Err() == nil {
+		p.log.WithError(err).Warn("no pod can run until the network is mended")
+	}
+}
+
 // collectImages frees the content of removed images once the last VM that was based on it has gone, until ctx ends.
 func (p *parts) collectImages(ctx context.Context) {
 	for ctx.Err() == nil {
@@ -210,12 +222,7 @@ func lookAround(ctx context.Context, conf Config, log *logrus.Entry) (*host, err
 	if h.accel, h.why, err = domain.ProbeAccel(domain.Accel(conf.Accel), domain.Host{}); err != nil {
 		return nil, fmt.Errorf("setting `accel`: %w", err)
 	}
-	if h.qemu, err = h.programs.probe(ctx); err == nil {
-		err = h.programs.check(ctx)
-	}
-	if err != nil {
-		log.WithError(err).Warn("no VM can start until this is mended")
-	}
+	h.qemu, _ = h.programs.probe(ctx) // a fault is told when the daemon is ready
 	log.WithFields(logrus.Fields{
 		"accel": h.accel, "why": h.why, "qemu": qemuVersion(h.qemu), "cgroups": cgroups.DetectVersion().String(), "driver": h.driver,
 	}).Info("host")
