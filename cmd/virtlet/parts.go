@@ -225,6 +225,7 @@ func lookAround(ctx context.Context, conf Config, log *logrus.Entry) (*host, err
 	h.qemu, _ = h.programs.probe(ctx) // a fault is told when the daemon is ready
 	log.WithFields(logrus.Fields{
 		"accel": h.accel, "why": h.why, "qemu": qemuVersion(h.qemu), "cgroups": cgroups.DetectVersion().String(), "driver": h.driver,
+		"apparmor": appArmorState(),
 	}).Info("host")
 	return h, nil
 }
@@ -246,8 +247,9 @@ func qemuVersion(q domain.QEMU) string {
 // facts is what `crictl info` shows. Image names may hold credentials, so no setting that names one is among them.
 func (h *host) facts(conf Config) map[string]any {
 	return map[string]any{
-		"qemu":    map[string]string{"path": conf.QEMU, "version": qemuVersion(h.qemu)},
-		"cgroups": map[string]string{"driver": string(h.driver), "version": cgroups.DetectVersion().String()},
+		"qemu":     map[string]string{"path": conf.QEMU, "version": qemuVersion(h.qemu)},
+		"apparmor": now(appArmorState),
+		"cgroups":  map[string]string{"driver": string(h.driver), "version": cgroups.DetectVersion().String()},
 		"config": map[string]any{
 			"stateDir": conf.StateDir, "runDir": conf.RunDir, "netnsDir": conf.NetnsDir, "listen": conf.Listen,
 			"streamingAddress": conf.StreamingAddress, "cniConfDir": conf.CNIConfDir, "cniBinDirs": conf.CNIBinDirs,
@@ -256,3 +258,9 @@ func (h *host) facts(conf Config) map[string]any {
 		},
 	}
 }
+
+// now is a fact that is looked up when it is asked for.
+type now func() string
+
+// MarshalText makes it a string in JSON.
+func (n now) MarshalText() ([]byte, error) { return []byte(n()), nil }
