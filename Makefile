@@ -101,7 +101,7 @@ install: build ## Install programs, systemd unit, example configuration and mani
 	$(INSTALLER) install -m 0755 bin/* $(DESTDIR)$(PREFIX)/bin/
 	sed 's|@BINDIR@|$(PREFIX)/bin|' deploy/virtlet.service | $(INSTALLER) install -m 0644 /dev/stdin $(DESTDIR)$(UNITDIR)/virtlet.service
 	$(INSTALLER) install -m 0644 deploy/virtlet.yaml deploy/runtimeclass.yaml deploy/examples/* deploy/cni/* $(EXAMPLES)
-	$(INSTALLER) install -d $(APPARMOR)/tunables
+	$(INSTALLER) install -d $(APPARMOR)/tunables/virtlet.d
 	$(INSTALLER) install -m 0644 deploy/apparmor/virtlet $(APPARMOR)/virtlet
 	$(INSTALLER) install -m 0644 deploy/apparmor/tunables/virtlet $(APPARMOR)/tunables/virtlet
 	@# The operator's own configuration stays.
@@ -120,6 +120,8 @@ uninstall: ## Remove what install put there; configuration and state stay
 		if $(SUDO) sh -c 'ls -d /run/virtlet/vms/*' >/dev/null 2>&1; then echo "VMs run: their AppArmor profile stays loaded until the next boot" >&2; \
 		else $(SUDO) $(APPARMOR_PARSER) -R $(APPARMOR)/virtlet; fi; fi
 	$(INSTALLER) rm -f $(APPARMOR)/virtlet $(APPARMOR)/tunables/virtlet
+	@# The site's own rules stay.
+	@$(INSTALLER) rmdir --ignore-fail-on-non-empty $(APPARMOR)/tunables/virtlet.d 2>/dev/null || true
 	$(INSTALLER) rm -f $(addprefix $(DESTDIR)$(PREFIX)/bin/,$(notdir $(wildcard cmd/*))) $(DESTDIR)$(UNITDIR)/virtlet.service
 	$(INSTALLER) rm -rf $(EXAMPLES)
 	@$(RELOAD)
