@@ -115,14 +115,27 @@ install: build ## Install programs, systemd unit, example configuration and mani
 	sed 's|@BINDIR@|$(PREFIX)/bin|' deploy/virtlet.service | $(INSTALLER) install -m 0644 /dev/stdin $(DESTDIR)$(UNITDIR)/virtlet.service
 	$(INSTALLER) install -m 0644 deploy/virtlet.yaml deploy/runtimeclass.yaml deploy/image-server.* deploy/examples/* deploy/cni/* $(EXAMPLES)
 	$(INSTALLER) install -m 0644 deploy/images.d/* $(EXAMPLES)/images.d
+	$(INSTALLER) install -d $(APPARMOR)/tunables/virtlet.d
+	$(INSTALLER) install -m 0644 deploy/apparmor/virtlet $(APPARMOR)/virtlet
+	$(INSTALLER) install -m 0644 deploy/apparmor/tunables/virtlet $(APPARMOR)/tunables/virtlet
 	@# The operator's own configuration stays.
 	[ -e $(DESTDIR)$(SYSCONFDIR)/virtlet/virtlet.yaml ] || \
 		$(INSTALLER) install -m 0644 deploy/virtlet.yaml $(DESTDIR)$(SYSCONFDIR)/virtlet/virtlet.yaml
 	@$(RELOAD)
+	@if $(HAS_APPARMOR); then $(SUDO) $(APPARMOR_PARSER) -r $(APPARMOR)/virtlet; fi
 	@echo "Installed. What this host lacks: $(PREFIX)/bin/virtlet check. Examples, a CNI configuration among them: $(PREFIX)/share/virtlet"
 
 .PHONY: uninstall
 uninstall: ## Remove what install put there; configuration and state stay
+	@if [ -z "$(DESTDIR)" ] && systemctl is-active --quiet virtlet 2>/dev/null; then \
+		echo "virtlet is running. Remove the VMs' pods, then: systemctl disable --now virtlet" >&2; exit 1; fi
+	@# A profile that is unloaded lets go of the VMs that still run.
+	@if $(HAS_APPARMOR) && [ -e $(APPARMOR)/virtlet ]; then \
+		if $(SUDO) sh -c 'ls -d /run/virtlet/vms/*' >/dev/null 2>&1; then echo "VMs run: their AppArmor profile stays loaded until the next boot" >&2; \
+		else $(SUDO) $(APPARMOR_PARSER) -R $(APPARMOR)/virtlet; fi; fi
+	$(INSTALLER) rm -f $(APPARMOR)/virtlet $(APPARMOR)/tunables/virtlet
+	@# The site's own rules stay.
+	@$(INSTALLER) rmdir --ignore-fail-on-non-empty $(APPARMOR)/tunables/virtlet.d 2>/dev/null || true
 	$(INSTALLER) rm -f $(addprefix $(DESTDIR)$(PREFIX)/bin/,$(notdir $(wildcard cmd/*))) $(DESTDIR)$(UNITDIR)/virtlet.service
 	$(INSTALLER) rm -rf $(EXAMPLES)
 	@$(RELOAD)
@@ -133,5 +146,9 @@ clean: ## Remove what was built (the cache of test images stays)
 
 # A package is staged into DESTDIR without rights.
 INSTALLER = $(if $(DESTDIR),,$(SUDO))
+APPARMOR = $(DESTDIR)$(SYSCONFDIR)/apparmor.d
+# By its path: an ordinary user's PATH has no sbin.
+APPARMOR_PARSER = /sbin/apparmor_parser
+HAS_APPARMOR = [ -z "$(DESTDIR)" ] && [ -x $(APPARMOR_PARSER) ] && grep -qs Y /sys/module/apparmor/parameters/enabled
 EXAMPLES = $(DESTDIR)$(PREFIX)/share/virtlet
 RELOAD = if [ -z "$(DESTDIR)" ] && [ -d /run/systemd/system ]; then $(SUDO) systemctl daemon-reload; fi

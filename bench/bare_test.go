@@ -199,7 +199,7 @@ func (e *ends) extra() ([]*os.File, error) {
 // run starts QEMU once, on a fresh root disk, and ends it when the kernel has spoken.
 func (b *bare) run(ctx context.Context) (t took, err error) {
 	_ = os.Remove(b.overlay.Path)
-	if err := disk.CreateOverlay(ctx, "qemu-img", b.overlay); err != nil {
+	if err := disk.CreateOverlay(b.overlay); err != nil {
 		return t, err
 	}
 	e, err := b.open()

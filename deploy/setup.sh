@@ -22,6 +22,7 @@ test=(
 	busybox                           # a DHCP client that is not ours
 	mmdebstrap qemu-system-common     # the node in a VM, virtiofsd
 	procps
+	apparmor                          # compiling the profiles
 )
 
 die() { echo "setup.sh: $*" >&2; exit 1; }

@@ -28,7 +28,7 @@ func TestCageAttacks(t *testing.T) {
 	ctx := within(t, 3*time.Minute)
 	victim := must[*rig.Pod](t)(r.Boot(ctx, r.PodConfig("victim"), rig.ContainerConfig("vm", image)))
 	must[string](t)(victim.Fetch(ctx, "/"))
-	attacker := buildAttacker(ctx, t, r)
+	attacker := attackerFor(ctx, t, r)
 
 	r.Settings = map[string]any{"qemu": attacker}
 	ok(t, r.StopDaemon(ctx))
@@ -57,8 +57,8 @@ func TestCageAttacks(t *testing.T) {
 // hostMayLack are attempts that fail for root on some hosts: by its kernel's configuration, or by what a container takes of root's rights.
 var hostMayLack = []string{"load a BPF program", "use userfaultfd", "use io_uring", "use the kernel's keyring", "dump core", "make a user namespace", "open a vsock"}
 
-// buildAttacker builds the attacker for this rig, with a listener on the host's loopback and one on an abstract socket.
-func buildAttacker(ctx context.Context, t *testing.T, r *rig.Rig) string {
+// attackerFor builds the attacker for this rig, with a listener on the host's loopback and one on an abstract socket.
+func attackerFor(ctx context.Context, t *testing.T, r *rig.Rig) string {
 	t.Helper()
 	var tcp, abstract net.Listener
 	ok(t, netns.Do(r.Host, func() (err error) {
@@ -70,13 +70,18 @@ func buildAttacker(ctx context.Context, t *testing.T, r *rig.Rig) string {
 	}))
 	t.Cleanup(func() { tcp.Close(); abstract.Close() })
 	program := filepath.Join(r.Dir, "qemu")
-	build := exec.CommandContext(ctx, "go", "build", "-o", program,
-		"-ldflags", fmt.Sprintf("-X main.root=%s -X main.netns=%s -X main.tcp=%s -X main.abstract=%s", r.Dir, r.Host, tcp.Addr(), r.Name), "./attack/qemu")
+	ok(t, buildAttacker(ctx, program, attack.Targets{Root: r.Dir, Netns: r.Host, TCP: tcp.Addr().String(), Abstract: r.Name}))
+	return program
+}
+
+func buildAttacker(ctx context.Context, program string, after attack.Targets) error {
+	build := exec.CommandContext(ctx, "go", "build", "-o", program, "-ldflags",
+		fmt.Sprintf("-s -w -X main.root=%s -X main.netns=%s -X main.tcp=%s -X main.abstract=%s", after.Root, after.Netns, after.TCP, after.Abstract), "./attack/qemu")
 	build.Env = append(os.Environ(), "CGO_ENABLED=0")
 	if out, err := build.CombinedOutput(); err != nil {
-		t.Fatalf("building the attacker: %v\n%s", err, out)
+		return fmt.Errorf("building the attacker: %w\n%s", err, out)
 	}
-	return program
+	return nil
 }
 
 // readAttempts finds the attacker's report in a CRI log, where it is one long line in parts.

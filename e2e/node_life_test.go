@@ -225,6 +225,9 @@ func (h *nodeHost) verifyClean(t *testing.T) {
 func (h *nodeHost) anew(t *testing.T) {
 	h.sh(t, "systemctl start "+nodeUnit)
 	p, _ := h.bootUp(t, "anew")
+	if label := h.label(t, p); label != enforced {
+		t.Errorf("after a boot of the node QEMU runs as %q", label)
+	}
 	ctx, cancel := context.WithTimeout(within(t, nodeGuest), nodeStep)
 	defer cancel()
 	ok(t, p.Stop(ctx, 60))

@@ -46,7 +46,9 @@ func TestNode(t *testing.T) {
 		{"tests_of_packages_pass", (*nodeHost).packages},
 		{"check_finds_all_there", (*nodeHost).check},
 		{"unit_becomes_active", (*nodeHost).activate},
+		{"pod_runs_without_AppArmor_profile", (*nodeHost).unprofiled},
 		{"pod_runs_under_kvm", (*nodeHost).pod},
+		{"AppArmor_holds_QEMU", (*nodeHost).apparmor},
 		{"limits_are_in_the_kernel", (*nodeHost).limits},
 		{"restart_leaves_the_VM_running", (*nodeHost).restart},
 		{"log_is_JSON_in_the_journal", (*nodeHost).journal},
@@ -85,11 +87,16 @@ func startNode(t *testing.T) *nodeHost {
 	var g errgroup.Group
 	g.Go(func() (err error) { disk, err = node.Build(ctx); return err })
 	g.Go(func() (err error) { programs, err = nodePrograms(programs); return err })
+	attacker := filepath.Join(t.TempDir(), "attacker")
+	g.Go(func() error { return buildAttacker(ctx, attacker, nodeTargets) })
 	ok(t, g.Wait())
 	t.Logf("%6.1f s  image and programs", time.Since(start).Seconds())
 
 	start = time.Now()
-	n, err := node.Start(ctx, node.Options{Image: disk, Files: nodeFiles(t, programs)})
+	n, err := node.Start(ctx, node.Options{Image: disk, Files: nodeFiles(t, programs, attacker)})
+	ok(t, err)
+	// At its next boot systemd does that.
+	_, err = n.Run(ctx, "apparmor_parser -r "+nodeProfiles)
 	ok(t, err)
 	t.Logf("%6.1f s  first boot", time.Since(start).Seconds())
 	h := &nodeHost{Node: n, pods: map[string]*rig.Pod{}}
@@ -131,7 +138,7 @@ func nodePrograms(dir string) (string, error) {
 	return dir, nil
 }
 
-func nodeFiles(t *testing.T, programs string) []node.File {
+func nodeFiles(t *testing.T, programs, attacker string) []node.File {
 	t.Helper()
 	program := func(path, source string) node.File { return node.File{Path: path, Source: source, Mode: 0o755} }
 	unit := string(must[[]byte](t)(os.ReadFile("../deploy/virtlet.service")))
@@ -140,11 +147,14 @@ func nodeFiles(t *testing.T, programs string) []node.File {
 		program("/usr/local/bin/vmwrapper", filepath.Join(programs, "vmwrapper")),
 		node.Nodectl(filepath.Join(programs, "nodectl")),
 		program("/opt/faults/virtlet", bin.Virtlet),
+		program(nodeAttacker, attacker),
 		program("/opt/tests/cgroups.test", filepath.Join(programs, "cgroups.test")),
 		program("/opt/tests/netns.test", filepath.Join(programs, "netns.test")),
 		program("/opt/tests/cage.test", filepath.Join(programs, "cage.test")),
 		program("/opt/tests/supervisor.test", filepath.Join(programs, "supervisor.test")),
 		{Path: "/etc/systemd/system/virtlet.service", Content: strings.ReplaceAll(unit, "@BINDIR@", "/usr/local/bin")},
+		{Path: nodeProfiles, Source: "../deploy/apparmor/virtlet"},
+		{Path: "/etc/apparmor.d/tunables/virtlet", Source: "../deploy/apparmor/tunables/virtlet"},
 		{Path: "/etc/virtlet/virtlet.yaml", Content: "image-local-dirs: [/opt/images]\n"},
 		{Path: "/etc/cni/net.d/10-virtlet.conflist", Source: "../deploy/cni/10-virtlet.conflist"},
 		{Path: "/opt/images/test.qcow2", Source: testImage},
@@ -238,8 +248,8 @@ func (h *nodeHost) check(t *testing.T) {
 	if !report.OK {
 		t.Error("the check says that something is missing")
 	}
-	if !strings.HasPrefix(details["accelerator"], "kvm") || !strings.Contains(details["cgroups"], "systemd") {
-		t.Errorf("accelerator: %s; cgroups: %s", details["accelerator"], details["cgroups"])
+	if !strings.HasPrefix(details["accelerator"], "kvm") || !strings.Contains(details["cgroups"], "systemd") || details["apparmor"] != "QEMU runs under virtlet-qemu (enforce)" {
+		t.Errorf("accelerator: %s; cgroups: %s; apparmor: %s", details["accelerator"], details["cgroups"], details["apparmor"])
 	}
 }
 

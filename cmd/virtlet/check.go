@@ -40,7 +40,7 @@ func checkHost(ctx context.Context, conf Config) checkReport {
 func (p prober) report(ctx context.Context) checkReport {
 	report := checkReport{OK: true}
 	for _, look := range []func(context.Context) []checkItem{
-		p.rights, p.users, p.accelerator, p.programs, p.caged, p.cgroups, p.network, p.devices, p.directories, p.translations, p.socket,
+		p.rights, p.users, p.accelerator, p.programs, p.caged, p.apparmor, p.cgroups, p.network, p.devices, p.directories, p.translations, p.socket,
 	} {
 		report.Items = append(report.Items, look(ctx)...)
 	}

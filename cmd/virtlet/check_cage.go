@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"runtime"
 	"strings"
@@ -16,12 +17,16 @@ import (
 func (p prober) caged(ctx context.Context) []checkItem {
 	const name = "cage"
 	if p.euid != 0 {
-		return []checkItem{warning(name, "not tried, since only root can", "run it as root (sudo virtlet check)")}
+		return []checkItem{warning(name, "not tried, since only root can", rerun)}
 	}
 	err := p.tryCage(ctx, p.conf)
 	switch {
 	case errors.Is(err, errNoProgram):
 		return []checkItem{warning(name, "not tried: "+err.Error(), "see there")}
+	case errors.Is(err, errEnded) && p.profiled():
+		return []checkItem{missing(name, err.Error(),
+			"journalctl -k tells what AppArmor has denied; rules for a QEMU in a place of its own go into /etc/apparmor.d/local/"+cage.QEMUProfile+
+				", upon which apparmor_parser -r "+profileFile)}
 	case err != nil:
 		return []checkItem{missing(name, err.Error(),
 			"Linux 5.12 or newer is needed, a root file system other than the initramfs, and in a container the rights to mount, to make namespaces and device nodes")}
@@ -32,9 +37,12 @@ func (p prober) caged(ctx context.Context) []checkItem {
 // errNoProgram: what is to be caged, or cages, is missing, which another item tells.
 var errNoProgram = errors.New("it is missing or unfit")
 
+// errEnded: the cage was built, and the program in it failed.
+var errEnded = errors.New("it was caged and ended")
+
 // tryCage has QEMU tell its version from a cage like that of a VM.
 func tryCage(ctx context.Context, conf Config) error {
-	ctx, cancel := context.WithTimeout(ctx, probeQEMUTimeout)
+	ctx, cancel := context.WithTimeoutCause(ctx, probeQEMUTimeout, fmt.Errorf("it took longer than %s", probeQEMUTimeout))
 	defer cancel()
 	qemu, err := domain.ProbeQEMU(ctx, conf.QEMU)
 	if err != nil {
@@ -49,26 +57,31 @@ func tryCage(ctx context.Context, conf Config) error {
 		return err
 	}
 	defer os.RemoveAll(base)
-	out, err := os.CreateTemp("", "virtlet-check-")
+	r, w, err := os.Pipe() // takes what it says, which is less than a pipe holds
 	if err != nil {
 		return err
 	}
-	defer os.Remove(out.Name())
-	defer out.Close()
+	defer r.Close()
+	defer w.Close()
 	// The kernel ends QEMU with this thread.
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
 	p, err := cage.Start(ctx, stage, cage.Spec{
 		Program: qemu.Path, Args: []string{"-version"}, UID: conf.VMUsers.Last, GID: conf.VMUsers.Last, Files: qemu.Needs,
-		Devices: []cage.Device{cage.Null, cage.Urandom}, Base: base, Alone: true,
-	}, out, out, nil)
+		Devices: []cage.Device{cage.Null, cage.Urandom}, Base: base, Profile: cage.QEMUProfile, Alone: true,
+	}, w, w, nil)
 	if err != nil {
 		return err
 	}
 	defer context.AfterFunc(ctx, func() { p.Cmd.Process.Kill() })()
-	if err := p.Cmd.Wait(); err != nil {
-		said, _ := os.ReadFile(out.Name())
-		return fmt.Errorf("in a cage %s -version ends with %w: %s", qemu.Path, err, strings.TrimSpace(string(said)))
+	err = p.Cmd.Wait()
+	w.Close()
+	if ctx.Err() != nil {
+		return fmt.Errorf("in a cage %s -version does not end: %w", qemu.Path, context.Cause(ctx))
+	}
+	if err != nil {
+		said, _ := io.ReadAll(r)
+		return fmt.Errorf("%s -version: %w: %w %s", qemu.Path, errEnded, err, strings.TrimSpace(string(said)))
 	}
 	return nil
 }

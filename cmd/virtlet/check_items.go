@@ -2,6 +2,7 @@ package main
 
 import (
 	"bufio"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -17,6 +18,7 @@ import (
 	"github.com/virtlet/virtlet/cgroups"
 	"github.com/virtlet/virtlet/netns/cni"
 	"github.com/virtlet/virtlet/runtime/image/translate"
+	"github.com/virtlet/virtlet/sandbox/cage"
 	"github.com/virtlet/virtlet/sandbox/domain"
 )
 
@@ -29,12 +31,13 @@ type prober struct {
 	tun, vhostNet string
 	host          domain.Host
 	tryCage       func(context.Context, Config) error
+	profileMode   func(string) (string, error)
 }
 
 func newProber(conf Config) prober {
 	return prober{
 		conf: conf, euid: os.Geteuid(), status: "/proc/self/status", etc: "/etc",
-		tun: "/dev/net/tun", vhostNet: "/dev/vhost-net", tryCage: tryCage,
+		tun: "/dev/net/tun", vhostNet: "/dev/vhost-net", tryCage: tryCage, profileMode: cage.ProfileMode,
 	}
 }
 
@@ -48,6 +51,20 @@ func warning(name, detail, todo string) checkItem {
 
 func missing(name, detail, todo string) checkItem {
 	return checkItem{Name: name, State: stateMissing, Detail: oneLine(detail), Todo: todo}
+}
+
+// rerun is what there is to do about what an ordinary user may not see.
+const rerun = "run it as root (sudo virtlet check)"
+
+// hidden tells whether the fault is only that an ordinary user may not look.
+func (p prober) hidden(err error) bool { return p.euid != 0 && errors.Is(err, fs.ErrPermission) }
+
+// faulty is missing, unless it is only hidden.
+func (p prober) faulty(name string, err error, todo string) checkItem {
+	if p.hidden(err) {
+		return warning(name, err.Error(), rerun)
+	}
+	return missing(name, err.Error(), todo)
 }
 
 func oneLine(s string) string {
@@ -68,7 +85,7 @@ var neededCaps = []struct {
 func (p prober) rights(context.Context) []checkItem {
 	const name = "rights"
 	if p.euid != 0 {
-		return []checkItem{missing(name, fmt.Sprintf("run by user %d", p.euid), "run it as root (sudo virtlet check)")}
+		return []checkItem{missing(name, fmt.Sprintf("run by user %d", p.euid), rerun)}
 	}
 	caps, err := effectiveCaps(p.status)
 	if err != nil {
@@ -106,6 +123,8 @@ func (p prober) accelerator(context.Context) []checkItem {
 	switch {
 	case err != nil:
 		return []checkItem{missing(name, err.Error(), "set `accel` to auto or tcg, or make KVM work: turn on virtualization in the firmware, modprobe kvm_intel or kvm_amd")}
+	case accel == domain.TCG && p.hidden(opens(cmp.Or(p.host.KVM, cage.KVM.Path))):
+		return []checkItem{warning(name, "tcg: "+why, rerun)}
 	case accel == domain.TCG && p.conf.Accel != string(domain.TCG):
 		return []checkItem{warning(name, "tcg: "+why, "guests are emulated and slow; for KVM turn on (nested) virtualization and modprobe kvm_intel or kvm_amd")}
 	}
@@ -162,7 +181,7 @@ func (p prober) network(ctx context.Context) []checkItem {
 	case errors.Is(err, cni.ErrPluginMissing):
 		return []checkItem{missing(name, err.Error(), "install it (Debian: containernetworking-plugins) into one of "+strings.Join(p.conf.CNIBinDirs, ", ")+" (`cni-bin-dir`)")}
 	case err != nil:
-		return []checkItem{missing(name, err.Error(), "see the network add-on's own log")}
+		return []checkItem{p.faulty(name, err, "see the network add-on's own log")}
 	}
 	return []checkItem{ok(name, "configuration in %s, its plugins are installed", p.conf.CNIConfDir)}
 }
@@ -170,9 +189,11 @@ func (p prober) network(ctx context.Context) []checkItem {
 func (p prober) devices(context.Context) []checkItem {
 	items := []checkItem{ok("tun", "%s", p.tun)}
 	if err := opens(p.tun); err != nil {
-		items[0] = missing("tun", err.Error(), "modprobe tun; in a container, pass "+p.tun+" in")
+		items[0] = p.faulty("tun", err, "modprobe tun; in a container, pass "+p.tun+" in")
 	}
-	if err := opens(p.vhostNet); err != nil {
+	if err := opens(p.vhostNet); p.hidden(err) {
+		return append(items, warning("vhost-net", err.Error(), rerun))
+	} else if err != nil {
 		return append(items, warning("vhost-net", err.Error(), "packets go through QEMU, which costs CPU time; modprobe vhost_net"))
 	}
 	return append(items, ok("vhost-net", "%s", p.vhostNet))
@@ -198,7 +219,7 @@ func (p prober) directories(context.Context) []checkItem {
 		there := existing(d.dir)
 		if there == d.dir {
 			if err := checkPrivate(d.dir); err != nil {
-				items = append(items, missing(d.name, err.Error(), "see the detail"))
+				items = append(items, p.faulty(d.name, err, "see the detail"))
 				continue
 			}
 		}
@@ -262,7 +283,7 @@ func (p prober) socket(ctx context.Context) []checkItem {
 	const name = "socket"
 	if dir := filepath.Dir(p.conf.Listen); existing(dir) == dir {
 		if err := checkPrivate(dir); err != nil {
-			return []checkItem{missing(name, err.Error(), "see the detail")}
+			return []checkItem{p.faulty(name, err, "see the detail")}
 		}
 	}
 	_, err := os.Lstat(p.conf.Listen)
@@ -273,7 +294,7 @@ func (p prober) socket(ctx context.Context) []checkItem {
 		return []checkItem{ok(name, "%s: a CRI runtime answers there", p.conf.Listen)}
 	}
 	if err := checkVacant(ctx, p.conf.Listen); err != nil {
-		return []checkItem{missing(name, err.Error(), "stop it, or set `listen`")}
+		return []checkItem{p.faulty(name, err, "stop it, or set `listen`")}
 	}
 	return []checkItem{ok(name, "%s was left behind by a daemon that ended; the next one replaces it", p.conf.Listen)}
 }

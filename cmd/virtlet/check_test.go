@@ -5,11 +5,16 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"testing"
 
+	"golang.org/x/sys/unix"
+
+	"github.com/virtlet/virtlet/sandbox/cage"
 	"github.com/virtlet/virtlet/sandbox/domain"
 	"github.com/virtlet/virtlet/sandbox/supervisor"
 )
@@ -40,8 +45,9 @@ func goodHost(t *testing.T) prober {
 	return prober{
 		conf: conf, euid: 0, etc: dir, status: write("status", "Name:\tx\nCapEff:\t000001ffffffffff\n", 0o600),
 		tun: write("tun", "", 0o600), vhostNet: write("vhost-net", "", 0o600),
-		tryCage: func(context.Context, Config) error { return nil },
-		host:    domain.Host{KVM: write("kvm", "", 0o600), CPUInfo: write("cpuinfo", "flags\t\t: fpu vmx\n", 0o600), Arch: "amd64"},
+		tryCage:     func(context.Context, Config) error { return nil },
+		profileMode: func(string) (string, error) { return "enforce", nil },
+		host:        domain.Host{KVM: write("kvm", "", 0o600), CPUInfo: write("cpuinfo", "flags\t\t: fpu vmx\n", 0o600), Arch: "amd64"},
 	}
 }
 
@@ -81,8 +87,24 @@ func TestCheck(t *testing.T) {
 		{"no_cage", func(p *prober) {
 			p.tryCage = func(context.Context, Config) error { return errors.New("changing the root: invalid argument") }
 		}, "cage", stateMissing, "changing the root"},
+		{"cage_in_which_QEMU_fails", func(p *prober) {
+			p.tryCage = func(context.Context, Config) error { return fmt.Errorf("%w: signal: killed", errEnded) }
+		}, "cage", stateMissing, "signal: killed"},
 		{"cage_without_QEMU", func(p *prober) { p.tryCage = tryCage; gone(&p.conf.QEMU) }, "cage", stateWarning, "not tried: qemu"},
 		{"cage_of_no_QEMU", func(p *prober) { p.tryCage = tryCage }, "cage", stateMissing, "caging"},
+		{"apparmor", func(*prober) {}, "apparmor", stateOK, "virtlet-qemu (enforce)"},
+		{"no_apparmor", func(p *prober) {
+			p.profileMode = func(string) (string, error) { return "", cage.ErrAppArmorOff }
+		}, "apparmor", stateOK, "off"},
+		{"apparmor_without_the_profile", func(p *prober) {
+			p.profileMode = func(string) (string, error) { return "", cage.ErrProfileAbsent }
+		}, "apparmor", stateWarning, "not loaded"},
+		{"apparmor_that_complains", func(p *prober) {
+			p.profileMode = func(string) (string, error) { return "complain", nil }
+		}, "apparmor", stateWarning, "only complains"},
+		{"apparmor_out_of_sight", func(p *prober) {
+			p.profileMode = func(string) (string, error) { return "", fmt.Errorf("looking: %w", os.ErrPermission) }
+		}, "apparmor", stateWarning, "permission denied"},
 		{"cni", func(*prober) {}, "cni", stateOK, ""},
 		{"no_cni_config", func(p *prober) { gone(&p.conf.CNIConfDir) }, "cni", stateMissing, "no CNI network configuration"},
 		{"no_cni_plugin", func(p *prober) { p.conf.CNIBinDirs = []string{"/nonexistent"} }, "cni", stateMissing, "plug"},
@@ -128,6 +150,35 @@ func TestCheck(t *testing.T) {
 			}
 			t.Errorf("nothing about %q in %+v", tc.item, report.Items)
 		})
+	}
+}
+
+// TestCheckByOrdinaryUser: what such a user may not see is no fault of the host's.
+func TestCheckByOrdinaryUser(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("needs root, to have files that are hidden from others")
+	}
+	p := goodHost(t)
+	p.euid = 65534
+	p.profileMode = func(string) (string, error) { return "", os.ErrPermission }
+	if err := os.MkdirAll(p.conf.RunDir, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	// Another user in the eyes of the file system, for this thread alone.
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	if err := unix.Setfsuid(p.euid); err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = unix.Setfsuid(0) }()
+	items := map[string]checkItem{}
+	for _, item := range p.report(t.Context()).Items {
+		items[item.Name] = item
+	}
+	for _, name := range []string{"accelerator", "cage", "apparmor", "cni", "tun", "vhost-net", "socket"} {
+		if item := items[name]; item.State != stateWarning || item.Todo != rerun {
+			t.Errorf("got %+v", item)
+		}
 	}
 }
 

@@ -20,9 +20,11 @@ func newRootCommand() *cobra.Command {
 		Short: "Run virtual machines as Kubernetes pods",
 		Long: "virtlet serves CRI v1 to kubelet and runs each pod's container as a QEMU virtual machine.\n" +
 			"Without a subcommand it is the daemon. Stopping it leaves the virtual machines running.",
-		Args:          cobra.NoArgs,
+		Args:          noArgs,
 		SilenceUsage:  true,
 		SilenceErrors: true,
+		// Letters in which a command may differ from the one that is meant.
+		SuggestionsMinimumDistance: 2,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			conf, _, err := effective(file, cmd.Flags())
 			if err != nil {
@@ -31,11 +33,29 @@ func newRootCommand() *cobra.Command {
 			return runDaemon(cmd.Context(), conf)
 		},
 	}
+	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
+		return fmt.Errorf("%w; see %s --help", err, cmd.CommandPath())
+	})
 	root.PersistentFlags().StringVar(&file, "config", "", "configuration `file`; "+defaultConfigFile+" is read where it exists")
 	bind(root.PersistentFlags(), &flags)
 	root.PersistentFlags().SortFlags = false
 	root.AddCommand(configCommand(&file), versionCommand(), checkCommand(&file), imageCommand(&file))
 	return root
+}
+
+// noArgs refuses arguments: none of the commands takes any.
+func noArgs(cmd *cobra.Command, args []string) error {
+	if len(args) == 0 {
+		return nil
+	}
+	if cmd.HasParent() {
+		return fmt.Errorf("%s takes no argument, but was given %q; see %[1]s --help", cmd.CommandPath(), args[0])
+	}
+	meant := ""
+	if close := cmd.SuggestionsFor(args[0]); len(close) > 0 {
+		meant = fmt.Sprintf(" (did you mean %q?)", close[0])
+	}
+	return fmt.Errorf("unknown command %q%s; see %s --help", args[0], meant, cmd.CommandPath())
 }
 
 // bind makes a flag of each setting.
@@ -57,7 +77,7 @@ func configCommand(file *string) *cobra.Command {
 	return &cobra.Command{
 		Use:   "config",
 		Short: "Print the effective configuration and where each value comes from",
-		Args:  cobra.NoArgs,
+		Args:  noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			conf, from, err := effective(*file, cmd.Flags())
 			if err != nil {
@@ -73,7 +93,7 @@ func versionCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "version",
 		Short: "Print the version",
-		Args:  cobra.NoArgs,
+		Args:  noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			v := readVersion()
 			return printAs(cmd.OutOrStdout(), output, v, func(w io.Writer) error {
@@ -93,7 +113,7 @@ func checkCommand(file *string) *cobra.Command {
 		Short: "Tell what this host offers to run virtual machines, what it lacks, and what to do about it",
 		Long: "check looks at this host with the eyes of the daemon. It changes nothing.\n" +
 			"The exit code is 1 when something is missing without which no pod can run.",
-		Args: cobra.NoArgs,
+		Args: noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			conf, _, err := effective(*file, cmd.Flags())
 			if err != nil {

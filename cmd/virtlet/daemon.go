@@ -91,6 +91,7 @@ func runDaemon(ctx context.Context, conf Config) (err error) {
 		srv.health.SetServingStatus("", healthpb.HealthCheckResponse_SERVING)
 		notify(log, sd.SdNotifyReady)
 		log.Info("ready")
+		tasks.Go(func() { parts.warn(background) })
 	}
 
 	select {

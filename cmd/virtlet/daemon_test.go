@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"fmt"
 	"io"
 	"net"
 	"net/http"
@@ -11,6 +12,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/sirupsen/logrus"
+	logtest "github.com/sirupsen/logrus/hooks/test"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials/insecure"
@@ -242,6 +245,52 @@ func freeAddress(t *testing.T) string {
 	}
 	defer l.Close()
 	return l.Addr().String()
+}
+
+// TestDaemon_warns: a daemon serves on a host that cannot run pods yet, and says in its log what is missing.
+func TestDaemon_warns(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("needs root")
+	}
+	for name, tc := range map[string]struct {
+		change func(*Config)
+		want   []string
+	}{
+		"nothing_but_a_network":    {func(c *Config) {}, []string{"no CNI network configuration"}},
+		"neither_network_nor_QEMU": {func(c *Config) { c.QEMU = "/nonexistent/qemu" }, []string{"/nonexistent/qemu", "no CNI network configuration"}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			conf := testConfig(t)
+			tc.change(&conf)
+			// vmwrapper is no part of this test's build.
+			conf.Wrapper = "/bin/true"
+			log, said := logtest.NewNullLogger()
+			p, err := assemble(t.Context(), conf, logrus.NewEntry(log))
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer func() {
+				if err := p.close(); err != nil {
+					t.Error(err)
+				}
+			}()
+			p.warn(t.Context())
+			var faults []string
+			for _, e := range said.AllEntries() {
+				if e.Level == logrus.WarnLevel {
+					faults = append(faults, fmt.Sprint(e.Data[logrus.ErrorKey]))
+				}
+			}
+			if len(faults) != len(tc.want) {
+				t.Fatalf("warnings of %q, want %q", faults, tc.want)
+			}
+			for i, want := range tc.want {
+				if !strings.Contains(faults[i], want) {
+					t.Errorf("warns of %q, want %q", faults[i], want)
+				}
+			}
+		})
+	}
 }
 
 func TestDaemon_refused(t *testing.T) {

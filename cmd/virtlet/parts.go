@@ -33,6 +33,7 @@ type parts struct {
 	streams  *stream.Server
 	cri      *cri.Server
 	metrics  *metrics.Metrics // nil where nobody asks
+	host     *host
 }
 
 // assemble opens what survives a restart and makes every part, without touching a VM.
@@ -55,6 +56,7 @@ func assemble(ctx context.Context, conf Config, log *logrus.Entry) (_ *parts, er
 	if err != nil {
 		return nil, err
 	}
+	p.host = host
 	if err := p.makeMachines(conf, host); err != nil {
 		return nil, err
 	}
@@ -95,7 +97,7 @@ func (p *parts) makeMachines(conf Config, host *host) (err error) {
 	users.Last--
 	p.machines, err = supervisor.New(supervisor.Config{
 		StateDir: conf.StateDir, RunDir: conf.RunDir, NetnsDir: conf.NetnsDir,
-		QEMU: host.programs.probe, QEMUImg: conf.QEMUImg, Wrapper: findWrapper(conf),
+		QEMU: host.programs.probe, Wrapper: findWrapper(conf),
 		Accel: host.accel, AccelWhy: host.why,
 		CgroupDriver: host.driver, DefaultMemory: conf.DefaultMemory, Users: users,
 		ConsoleRate: conf.ConsoleRate, ConsoleLogSize: conf.ConsoleLogSize,
@@ -169,6 +171,16 @@ func (p *parts) inUse(imageID string) bool {
 		}
 	}
 	return false
+}
+
+// warn tells in the log what Status tells, too: why no pod can run yet. Nothing of it keeps the daemon from serving.
+func (p *parts) warn(ctx context.Context) {
+	if err := p.host.programs.check(ctx); err != nil {
+		p.log.WithError(err).Warn("no VM can start until this is mended")
+	}
+	if err := p.machines.NetworkStatus(ctx); err != nil && ctx.Err() == nil {
+		p.log.WithError(err).Warn("no pod can run until the network is mended")
+	}
 }
 
 // collectImages frees the content of removed images once the last VM that was based on it has gone, until ctx ends.
@@ -255,14 +267,10 @@ func lookAround(ctx context.Context, conf Config, log *logrus.Entry) (*host, err
 	if h.accel, h.why, err = domain.ProbeAccel(domain.Accel(conf.Accel), domain.Host{}); err != nil {
 		return nil, fmt.Errorf("setting `accel`: %w", err)
 	}
-	if h.qemu, err = h.programs.probe(ctx); err == nil {
-		err = h.programs.check(ctx)
-	}
-	if err != nil {
-		log.WithError(err).Warn("no VM can start until this is mended")
-	}
+	h.qemu, _ = h.programs.probe(ctx) // a fault is told when the daemon is ready
 	log.WithFields(logrus.Fields{
 		"accel": h.accel, "why": h.why, "qemu": qemuVersion(h.qemu), "cgroups": cgroups.DetectVersion().String(), "driver": h.driver,
+		"apparmor": appArmorState(),
 	}).Info("host")
 	return h, nil
 }
@@ -284,8 +292,9 @@ func qemuVersion(q domain.QEMU) string {
 // facts is what `crictl info` shows. Image names may hold credentials, so no setting that names one is among them.
 func (h *host) facts(conf Config) map[string]any {
 	return map[string]any{
-		"qemu":    map[string]string{"path": conf.QEMU, "version": qemuVersion(h.qemu)},
-		"cgroups": map[string]string{"driver": string(h.driver), "version": cgroups.DetectVersion().String()},
+		"qemu":     map[string]string{"path": conf.QEMU, "version": qemuVersion(h.qemu)},
+		"apparmor": now(appArmorState),
+		"cgroups":  map[string]string{"driver": string(h.driver), "version": cgroups.DetectVersion().String()},
 		"config": map[string]any{
 			"stateDir": conf.StateDir, "runDir": conf.RunDir, "netnsDir": conf.NetnsDir, "listen": conf.Listen,
 			"streamingAddress": conf.StreamingAddress, "cniConfDir": conf.CNIConfDir, "cniBinDirs": conf.CNIBinDirs,
@@ -294,3 +303,9 @@ func (h *host) facts(conf Config) map[string]any {
 		},
 	}
 }
+
+// now is a fact that is looked up when it is asked for.
+type now func() string
+
+// MarshalText makes it a string in JSON.
+func (n now) MarshalText() ([]byte, error) { return []byte(n()), nil }

@@ -2,6 +2,7 @@ package attack
 
 import (
 	"os"
+	"syscall"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -26,6 +27,21 @@ func call(nr uintptr, args ...uintptr) error {
 		return errno
 	}
 	_ = unix.Close(int(fd))
+	return nil
+}
+
+// becomeRoot is for its thread, as all attempts are; Go's own Setuid signals the other threads.
+func becomeRoot() error { return result(unix.RawSyscall(unix.SYS_SETUID, 0, 0, 0)) }
+
+func joinGroup() error {
+	group := uint32(6)
+	return result(unix.RawSyscall(unix.SYS_SETGROUPS, 1, uintptr(unsafe.Pointer(&group)), 0))
+}
+
+func result(_, _ uintptr, errno syscall.Errno) error {
+	if errno != 0 {
+		return errno
+	}
 	return nil
 }
 

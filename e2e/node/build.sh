@@ -13,6 +13,7 @@ cache=${VIRTLET_CACHE:-/var/cache/virtlet-test}
 packages=(
 	systemd systemd-sysv dbus udev kmod procps iproute2
 	qemu-system-x86 qemu-utils containernetworking-plugins iptables
+	apparmor                         # the LSM is in the kernel; this loads profiles
 	qemu-guest-agent                 # how the tests run commands
 )
 

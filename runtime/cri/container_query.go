@@ -156,8 +156,8 @@ func (s *Server) containerStatus(vm supervisor.VM) *runtimeapi.ContainerStatus {
 			status.FinishedAt = status.CreatedAt
 		}
 	case runtimeapi.ContainerState_CONTAINER_RUNNING:
-		if vm.Condition != "" {
-			status.Message = vm.Condition
+		if trouble := vm.Trouble(); trouble != "" {
+			status.Message = trouble
 		}
 	}
 	return status
@@ -185,5 +185,5 @@ func containerInfo(vm supervisor.VM) (map[string]string, error) {
 		Base       any                `json:"base"`
 		Asked      cgroups.Limits     `json:"asked"`
 		Limits     cgroups.Limits     `json:"limits"`
-	}{vm.PodID, vm.State, vm.Condition, vm.QEMU.PID, vm.Wrapper.PID, vm.Domain, vm.Spec.Base, vm.Spec.Resources, limits}})
+	}{vm.PodID, vm.State, vm.Trouble(), vm.QEMU.PID, vm.Wrapper.PID, vm.Domain, vm.Spec.Base, vm.Spec.Resources, limits}})
 }

@@ -35,7 +35,7 @@ func (machines) Pods() []supervisor.Pod {
 }
 
 func (machines) VMs() []supervisor.VM {
-	return []supervisor.VM{{State: supervisor.VMRunning, NoSpace: true}, {State: supervisor.VMRunning}, {State: supervisor.VMExited}}
+	return []supervisor.VM{{State: supervisor.VMRunning, Paused: "no space"}, {State: supervisor.VMRunning}, {State: supervisor.VMExited}}
 }
 
 func (machines) Accel() (domain.Accel, string) { return domain.TCG, `no "vmx"` }

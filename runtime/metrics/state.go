@@ -80,7 +80,7 @@ func (s *state) Collect(ch chan<- prometheus.Metric) {
 	vms, paused := map[supervisor.VMState]int{}, 0
 	for _, vm := range s.machines.VMs() {
 		vms[vm.State]++
-		if vm.NoSpace {
+		if vm.Paused != "" {
 			paused++
 		}
 	}

@@ -48,6 +48,8 @@ type Spec struct {
 	Limits Limits `json:"limits"`
 	// Alone: it gets a pid and a network namespace of its own too, the latter empty.
 	Alone bool `json:"alone,omitempty"`
+	// Profile is the AppArmor profile that it runs under, if the kernel has AppArmor and the profile is loaded.
+	Profile string `json:"profile,omitempty"`
 	// OOMScoreAdj (proc_pid_oom_score_adj(5)); 0 keeps that of the caller.
 	OOMScoreAdj int `json:"oomScoreAdj,omitempty"`
 }

@@ -35,7 +35,8 @@ type found struct {
 	Args, Env []string
 	Dir       string
 	Paths     []string
-	Socket    string // why it could make none
+	Readable  []string // of Paths
+	Socket    string   // why it could make none
 }
 
 func tellFound() int {
@@ -47,6 +48,10 @@ func tellFound() int {
 	_ = filepath.WalkDir("/", func(path string, d fs.DirEntry, err error) error {
 		if err == nil && !d.IsDir() {
 			f.Paths = append(f.Paths, path)
+			if file, err := os.Open(path); err == nil {
+				f.Readable = append(f.Readable, path)
+				file.Close()
+			}
 		}
 		return nil
 	})

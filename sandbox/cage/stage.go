@@ -54,6 +54,9 @@ func becomeProgram() error {
 	if err := unix.Sethostname([]byte(filepath.Base(spec.Program))); err != nil {
 		return fmt.Errorf("naming the host in the cage: %w", err)
 	}
+	if err := spec.confine(); err != nil { // while there is a /proc
+		return err
+	}
 	if err := spec.changeRoot(); err != nil {
 		return err
 	}

@@ -1,7 +1,7 @@
 // Package disk judges and makes the files behind a VM's disks: it inspects images that nobody vouches for, lays a
 // writable qcow2 overlay over a stored image, and writes the ISO image that seeds cloud-init. Headers are parsed here
-// before QEMU's tools see a file, and the tools run with explicit formats and bounded resources. What it makes appears
-// under its name only when it is whole and on the disk.
+// before QEMU's tool sees a file, which it does in a cage and with an explicit format. What it makes appears under its
+// name only when it is whole and on the disk.
 package disk
 
 import (
@@ -38,7 +38,7 @@ var (
 	ErrNoSpace = errors.New("no space left for the disk")
 	// ErrNoCage: this host does not let qemu-img be caged.
 	ErrNoCage = errors.New("no cage for qemu-img can be built")
-	// ErrQEMUImgMissing: there is no qemu-img (or no prlimit) to work with.
+	// ErrQEMUImgMissing: there is no qemu-img to work with.
 	ErrQEMUImgMissing = errors.New("qemu-img is not installed")
 )
 

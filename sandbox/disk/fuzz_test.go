@@ -142,9 +142,9 @@ func checkWithTool(t *testing.T, h qcow2Header, head []byte, fileSize int64) {
 	if err := os.Truncate(path, fileSize); err != nil {
 		t.Fatal(err)
 	}
-	limits := toolLimits{cpu: inspectTime, memory: 1 << 30}
-	stdout, err := limits.run(t.Context(), qemuImgName, "info", "--output=json", "-f", domain.QCOW2, path)
-	if failed := (*toolError)(nil); errors.As(err, &failed) && failed.code > 0 {
+	tool := exec.CommandContext(t.Context(), "prlimit", "--as=1073741824", "--cpu=60", "--core=0", "--", qemuImgName, "info", "--output=json", "-f", domain.QCOW2, path)
+	stdout, err := tool.Output()
+	if failed := (*exec.ExitError)(nil); errors.As(err, &failed) && failed.ExitCode() > 0 {
 		return // it may well find more faults than the header's
 	} else if err != nil {
 		t.Fatal(err)

@@ -99,7 +99,7 @@ func TestCompressionBomb(t *testing.T) {
 		t.Fatalf("got %+v, %v; want %+v", info, err, want)
 	}
 	overlay := filepath.Join(dir, "overlay")
-	if err := CreateOverlay(t.Context(), qemuImgName, Overlay{Path: overlay, Base: bomb, BaseFormat: domain.QCOW2}); err != nil {
+	if err := CreateOverlay(Overlay{Path: overlay, Base: bomb, BaseFormat: domain.QCOW2}); err != nil {
 		t.Fatal(err)
 	}
 	const most = size / 100

@@ -96,7 +96,7 @@ func patch(t *testing.T, path string, at int64, b []byte) string {
 func be32(n uint32) []byte { return binary.BigEndian.AppendUint32(nil, n) }
 func be64(n uint64) []byte { return binary.BigEndian.AppendUint64(nil, n) }
 
-func writeFile(t *testing.T, content []byte) string {
+func writeFile(t testing.TB, content []byte) string {
 	t.Helper()
 	path := filepath.Join(t.TempDir(), "disk")
 	if err := os.WriteFile(path, content, 0o644); err != nil {

@@ -48,7 +48,7 @@ func (i Inspector) check(ctx context.Context, image string) ([]byte, error) {
 		// that it has.
 		Env: []string{"LC_ALL=C", "MALLOC_ARENA_MAX=1"},
 		UID: i.UID, GID: i.UID, Alone: true,
-		Files: slices.Concat(needs, i.files, []string{image}), Devices: []cage.Device{cage.Null, cage.Urandom}, Base: i.Dir,
+		Files: slices.Concat(needs, i.files, []string{image}), Devices: []cage.Device{cage.Null, cage.Urandom}, Base: i.Dir, Profile: cage.InspectProfile,
 		// Before the daemon whose child it is, if memory is short.
 		OOMScoreAdj: 1000,
 		Limits:      cage.Limits{CPU: uint64(inspectTime / time.Second), AddressSpace: 1 << 30, FileSize: 1, OpenFiles: 64},

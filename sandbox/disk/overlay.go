@@ -1,15 +1,10 @@
 package disk
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
-	"strconv"
-	"time"
-
-	"github.com/virtlet/virtlet/sandbox/domain"
 )
 
 // Overlay is a writable qcow2 image that takes what it has not got from a base, which stays as it is.
@@ -24,15 +19,9 @@ type Overlay struct {
 	Size int64
 }
 
-const (
-	overlayTime = time.Minute
-	// maxOverlayBytes is more than the tables of a new overlay of MaxVirtualSize take.
-	maxOverlayBytes = 64 << 20
-)
-
 // CreateOverlay makes the overlay, mode 0600. It appears at its path only when it is whole and on the disk; on any
-// error nothing is left, and a full file system is ErrNoSpace. It takes at most a minute and ends with ctx.
-func CreateOverlay(ctx context.Context, qemuImg string, o Overlay) (err error) {
+// error nothing is left, and a full file system is ErrNoSpace. No tool is run, and of the base the header alone is read.
+func CreateOverlay(o Overlay) (err error) {
 	defer func() {
 		if err != nil {
 			err = fmt.Errorf("making disk %s on image %s: %w", o.Path, o.Base, err)
@@ -42,11 +31,15 @@ func CreateOverlay(ctx context.Context, qemuImg string, o Overlay) (err error) {
 	if err != nil {
 		return err
 	}
+	tables, err := overlayTables(size, o.Base, o.BaseFormat)
+	if err != nil {
+		return err
+	}
 	if _, err := os.Lstat(o.Path); err == nil {
 		return os.ErrExist
 	}
 	part := partName(o.Path)
-	if err := os.Remove(part); err != nil && !errors.Is(err, os.ErrNotExist) {
+	if err := removeIfThere(part); err != nil {
 		return err
 	}
 	defer func() {
@@ -54,26 +47,28 @@ func CreateOverlay(ctx context.Context, qemuImg string, o Overlay) (err error) {
 			err = errors.Join(err, removeIfThere(part))
 		}
 	}()
-	// Made by us, so that it is never readable by others.
-	f, err := os.OpenFile(part, os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o600)
-	if err != nil {
+	if err := writeTables(part, tables); err != nil {
 		return writeFault(err)
-	}
-	if err := f.Close(); err != nil {
-		return writeFault(err)
-	}
-	ctx, cancel := context.WithTimeout(ctx, overlayTime)
-	defer cancel()
-	// -u: the base is not opened here; its size was read by us and both formats are explicit.
-	_, err = toolLimits{cpu: overlayTime, memory: 1 << 30, fileSize: maxOverlayBytes}.run(ctx, qemuImg, "create", "-q", "-u",
-		"-f", domain.QCOW2, "-F", o.BaseFormat, "-b", o.Base, part, strconv.FormatInt(size, 10))
-	if err != nil {
-		return writeFault(err)
-	}
-	if err := ctx.Err(); err != nil {
-		return context.Cause(ctx)
 	}
 	return writeFault(publish(part, o.Path))
+}
+
+// writeTables makes the file of a new image. What has no table is a hole.
+func writeTables(path string, t qcow2Tables) (err error) {
+	f, err := os.OpenFile(path, os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o600)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, f.Close()) }()
+	for _, part := range []struct {
+		at    int64
+		bytes []byte
+	}{{0, t.header}, {refcountTableAt, t.refcountTable}, {refcountBlockAt, t.refcountBlock}} {
+		if _, err := f.WriteAt(part.bytes, part.at); err != nil {
+			return err
+		}
+	}
+	return f.Truncate(t.length)
 }
 
 // size is the disk's size in bytes: what is asked for, held against the base.

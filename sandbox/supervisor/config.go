@@ -25,8 +25,7 @@ type Config struct {
 	NetnsDir string
 	// QEMU finds the emulator and checks its version. It is asked for each VM, so it should remember.
 	QEMU func(context.Context) (domain.QEMU, error)
-	// QEMUImg and Wrapper are programs; a bare name is looked up in PATH.
-	QEMUImg string
+	// Wrapper is a program; a bare name is looked up in PATH.
 	Wrapper string
 	// Accel and AccelWhy were chosen by domain.ProbeAccel.
 	Accel    domain.Accel

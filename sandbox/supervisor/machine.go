@@ -189,7 +189,7 @@ func (s *Supervisor) observe(v *vm, e qmp.Event) {
 		return
 	}
 	changed, err := s.setVM(v, func(rec *VM) bool {
-		if rec.Condition == condition || rec.NoSpace || rec.State == VMExited {
+		if rec.Condition == condition || rec.State == VMExited {
 			return false
 		}
 		rec.Condition = condition
@@ -222,7 +222,7 @@ func (s *Supervisor) conclude(ctx context.Context, v *vm, ex wrapper.Exit) {
 		rec.State = VMExited
 		rec.ExitCode, rec.Reason, rec.Message = out.code, out.reason, out.message
 		rec.FinishedAt = ex.FinishedAt
-		rec.clearPause()
+		rec.Paused = ""
 		if rec.StartedAt.IsZero() { // it ended before a daemon saw it run
 			rec.StartedAt = ex.StartedAt
 		}

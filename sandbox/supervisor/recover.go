@@ -326,7 +326,7 @@ func (s *Supervisor) exitedWithHost(ctx context.Context, v *vm) error {
 	_, err := s.setVM(v, func(rec *VM) bool {
 		rec.State, rec.ExitCode, rec.Reason = VMExited, 137, ReasonHostReboot
 		rec.Message, rec.FinishedAt = "the host was rebooted while the VM ran", time.Now()
-		rec.clearPause()
+		rec.Paused = ""
 		return true
 	})
 	if err != nil {

@@ -143,14 +143,14 @@ func (s *Supervisor) pause(v *vm, m *machine, sh *shortage) {
 	})
 	r, err := leastRoom(v.rec.Load().Domain)
 	s.showVM(v, func(rec *VM) bool {
-		rec.NoSpace, rec.Condition = true, pausedCondition(r, err)
+		rec.Paused = pauseText(r, err)
 		return true
 	})
-	s.vmLog(v).WithField("path", r.path).WithField("free", r.free).Warn(v.rec.Load().Condition)
+	s.vmLog(v).WithField("path", r.path).WithField("free", r.free).Warn(v.rec.Load().Paused)
 	s.noteVM(EventChanged, v)
 }
 
-func pausedCondition(r room, err error) string {
+func pauseText(r room, err error) string {
 	const paused = "no space left on the host for what the guest writes: the VM is paused and goes on by itself"
 	if err != nil {
 		return paused + " when there is some"
@@ -166,22 +166,14 @@ func (s *Supervisor) resume(v *vm, sh *shortage) {
 	}
 	changed := false
 	s.showVM(v, func(rec *VM) bool {
-		changed = rec.clearPause()
+		changed = rec.Paused != ""
+		rec.Paused = ""
 		return changed
 	})
 	if changed {
 		s.vmLog(v).Info("the VM that was paused for want of space goes on")
 		s.noteVM(EventChanged, v)
 	}
-}
-
-// clearPause takes back what pause has noted.
-func (v *VM) clearPause() bool {
-	if !v.NoSpace {
-		return false
-	}
-	v.NoSpace, v.Condition = false, ""
-	return true
 }
 
 // wait lets one paused machine go on when there is room for it.

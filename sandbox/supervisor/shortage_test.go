@@ -260,8 +260,8 @@ func wantPause(t *testing.T, events <-chan Event, paused bool) {
 	t.Helper()
 	select {
 	case e := <-events:
-		if e.Type != EventChanged || e.VM.State != VMRunning || e.VM.NoSpace != paused || strings.Contains(e.VM.Condition, "no space left") != paused {
-			t.Fatalf("got event %s of a VM that is %s, paused: %v, condition %q; want paused: %v", e.Type, e.VM.State, e.VM.NoSpace, e.VM.Condition, paused)
+		if e.Type != EventChanged || e.VM.State != VMRunning || strings.Contains(e.VM.Paused, "no space left") != paused {
+			t.Fatalf("got event %s of a VM that is %s, paused: %q; want paused: %v", e.Type, e.VM.State, e.VM.Paused, paused)
 		}
 	case <-within(t, 30*time.Second).Done():
 		t.Fatalf("no event; want paused: %v", paused)
@@ -283,17 +283,17 @@ func TestFullDisk(t *testing.T) {
 	})
 	t.Run("a_daemon_that_finds_it_paused_waits_on", func(t *testing.T) {
 		_, v, _, events := starvable(t, VM{}, qmp.RunStateIOError)
-		if !v.rec.Load().NoSpace {
+		if v.rec.Load().Paused == "" {
 			t.Error("at the end of recovery the VM is not shown as paused")
 		}
 		wantPause(t, events, true)
 		wantPause(t, events, false)
 	})
 	t.Run("a_daemon_that_finds_it_running_again_says_so", func(t *testing.T) {
-		_, v, _, events := starvable(t, VM{NoSpace: true, Condition: "no space left"}, qmp.RunStateRunning)
+		_, v, _, events := starvable(t, VM{Paused: "no space left"}, qmp.RunStateRunning)
 		wantPause(t, events, false)
-		if v.rec.Load().Condition != "" {
-			t.Errorf("condition %q", v.rec.Load().Condition)
+		if v.rec.Load().Trouble() != "" {
+			t.Errorf("its trouble is %q", v.rec.Load().Trouble())
 		}
 	})
 	t.Run("another_condition_outlives_a_RESUME", func(t *testing.T) {
@@ -302,6 +302,26 @@ func TestFullDisk(t *testing.T) {
 		s.heed(v, v.link.Load(), &shortage{}, qmp.Event{Name: qmp.EventResume})
 		if got := v.rec.Load().Condition; got != other || len(events) != 0 {
 			t.Errorf("condition %q, %d events", got, len(events))
+		}
+	})
+	t.Run("another_condition_is_there_again_after_a_pause", func(t *testing.T) {
+		const before, meanwhile = "disk root-image: read error", "the guest's kernel panicked"
+		s, v, q, events := starvable(t, VM{Condition: before}, qmp.RunStateRunning)
+		q.starve()
+		wantPause(t, events, true)
+		if rec := v.rec.Load(); rec.Condition != before || rec.Trouble() != rec.Paused {
+			t.Errorf("while it is paused the condition is %q, and %q is told", rec.Condition, rec.Trouble())
+		}
+		wantPause(t, events, false)
+		if got := v.rec.Load().Trouble(); got != before {
+			t.Errorf("after the pause %q is told", got)
+		}
+		q.starve()
+		wantPause(t, events, true)
+		s.observe(v, qmp.Event{Name: qmp.EventGuestPanicked})
+		wantPause(t, events, false)
+		if got := v.rec.Load().Trouble(); got != meanwhile {
+			t.Errorf("what happened during the pause is told as %q", got)
 		}
 	})
 	t.Run("lost_events_are_made_up_for", func(t *testing.T) {
@@ -322,8 +342,8 @@ func TestFullDisk(t *testing.T) {
 			t.Fatal(err)
 		}
 		wantState(t, s, v.id(), VMExited)
-		if rec := v.rec.Load(); rec.NoSpace || rec.Condition != "" {
-			t.Errorf("the exited VM is paused: %v, condition %q", rec.NoSpace, rec.Condition)
+		if rec := v.rec.Load(); rec.Trouble() != "" {
+			t.Errorf("the exited VM is in trouble: %q", rec.Trouble())
 		}
 	})
 }

@@ -5,6 +5,7 @@
 package supervisor
 
 import (
+	"cmp"
 	"encoding/json"
 	"errors"
 	"time"
@@ -180,9 +181,13 @@ type VM struct {
 	QEMU    Process        `json:"qemu,omitzero"`
 	// Condition is a fault that the guest or QEMU reported while running (guest panic, block I/O error); empty when well.
 	Condition string `json:"condition,omitempty"`
-	// NoSpace: QEMU has paused the machine since the host has no space for what the guest writes. It goes on by itself.
-	NoSpace bool `json:"noSpace,omitempty"`
+	// Paused tells that QEMU has paused the machine since the host has no space for what the guest writes, and what ends
+	// that; empty while it runs. It goes on by itself.
+	Paused string `json:"paused,omitempty"`
 }
+
+// Trouble is what a person should know of a VM that runs: its pause, else its Condition; empty when well.
+func (v VM) Trouble() string { return cmp.Or(v.Paused, v.Condition) }
 
 // EventType names a change in a pod's or VM's life.
 type EventType string

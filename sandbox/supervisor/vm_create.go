@@ -116,7 +116,7 @@ func (s *Supervisor) buildVM(ctx context.Context, v *vm, undo *revert) error {
 	overlay := disk.Overlay{
 		Path: s.cfg.rootDisk(rec.ID), Base: rec.Spec.Base.Path, BaseFormat: rec.Spec.Base.Format, Size: rec.Spec.RootSize,
 	}
-	if err := disk.CreateOverlay(ctx, s.cfg.QEMUImg, overlay); err != nil {
+	if err := disk.CreateOverlay(overlay); err != nil {
 		return spaceFault(err)
 	}
 	if err := step(ctx, "create.overlay"); err != nil {

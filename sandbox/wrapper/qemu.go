@@ -132,7 +132,7 @@ func cageSpec(job Job, args []string) cage.Spec {
 	}
 	return cage.Spec{
 		Program: job.QEMU, Args: args, UID: job.UID, GID: job.UID,
-		Files: job.QEMUNeeds, Devices: devices, Base: job.RunDir,
+		Files: job.QEMUNeeds, Devices: devices, Base: job.RunDir, Profile: cage.QEMUProfile,
 		Limits: cage.Limits{OpenFiles: maxOpenFiles, FileSize: uint64(job.MaxFile)}, OOMScoreAdj: job.OOMScoreAdj,
 	}
 }

@@ -1,0 +1,28 @@
+package main
+
+import (
+	"io"
+	"testing"
+)
+
+func TestCommandFaults(t *testing.T) {
+	for _, tc := range []struct {
+		name string
+		args []string
+		want string
+	}{
+		{"unknown", []string{"frobnicate"}, `unknown command "frobnicate"; see virtlet --help`},
+		{"mistyped", []string{"chek"}, `unknown command "chek" (did you mean "check"?); see virtlet --help`},
+		{"argument_too_many", []string{"check", "it"}, `virtlet check takes no argument, but was given "it"; see virtlet check --help`},
+		{"unknown_flag", []string{"version", "--bar"}, `unknown flag: --bar; see virtlet version --help`},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			root := newRootCommand()
+			root.SetArgs(tc.args)
+			root.SetOut(io.Discard)
+			if err := root.Execute(); err == nil || err.Error() != tc.want {
+				t.Errorf("got %v, want %s", err, tc.want)
+			}
+		})
+	}
+}
