@@ -124,12 +124,15 @@ func (p *parts) makeImages(conf Config) (err error) {
 	p.registry = registry.New(registry.Config{
 		HostsDir: conf.ImageRegistryHosts, DockerConfig: conf.ImageDockerConfig, PlainHTTP: plainHTTP, Stall: conf.ImageStallTimeout,
 	})
+	tool := disk.Inspector{
+		QEMUImg: conf.QEMUImg, Stage: func() (string, error) { return findProgram(conf.Wrapper) },
+		Dir: filepath.Join(conf.RunDir, "inspection"), UID: conf.VMUsers.Last,
+	}
 	p.images, err = image.Open(image.Config{
-		Root:  filepath.Join(conf.StateDir, "images"),
-		Store: p.store,
-		Inspector: inspector{image.DiskInspector{Inspector: disk.Inspector{
-			QEMUImg: conf.QEMUImg, Stage: func() (string, error) { return findProgram(conf.Wrapper) }, Dir: filepath.Join(conf.RunDir, "inspection"), UID: conf.VMUsers.Last,
-		}}},
+		Root:          filepath.Join(conf.StateDir, "images"),
+		Store:         p.store,
+		Inspector:     inspector{image.DiskInspector{Inspector: tool}},
+		Flattener:     flattener(conf, tool),
 		InUse:         p.inUse,
 		Translations:  p.rules,
 		Registry:      p.registry,
@@ -143,6 +146,14 @@ func (p *parts) makeImages(conf Config) (err error) {
 		Log:           p.log,
 	})
 	return err
+}
+
+// flattener is nil where images stay as they are.
+func flattener(conf Config, tool disk.Inspector) image.Flattener {
+	if conf.ImageFlatten == flattenNone {
+		return nil
+	}
+	return image.DiskFlattener{Inspector: tool, Allocate: conf.ImageFlatten == flattenPreallocated}
 }
 
 // imageFaults are what is wrong with the translation rules.

@@ -43,6 +43,7 @@ type Config struct {
 	ConsoleLogSize         int64
 
 	ImageMaxPulls     int
+	ImageFlatten      string
 	ImageMaxSize      int64
 	ImageStallTimeout time.Duration
 	ImagePlainHTTP    []string
@@ -61,6 +62,13 @@ const auto = "auto"
 
 // firstVMUser begins a range that systemd (UIDS-GIDS.md) and the distributions leave alone.
 const firstVMUser = 0x70000000
+
+// What images are made into.
+const (
+	flattenNone         = "none"
+	flattenRaw          = "raw"
+	flattenPreallocated = "preallocated"
+)
 
 // The forms of the log.
 const (
@@ -90,6 +98,7 @@ func defaults() Config {
 		ConsoleRate:        wrapper.DefaultLogRate,
 		ConsoleLogSize:     wrapper.DefaultLogSize,
 		ImageMaxPulls:      image.DefaultMaxPulls,
+		ImageFlatten:       flattenNone,
 		ImageMaxSize:       image.DefaultMaxBytes,
 		ImageStallTimeout:  image.DefaultStallTimeout,
 		ImageTranslations:  "/etc/virtlet/images.d",
@@ -132,6 +141,7 @@ func settings(c *Config) []setting {
 		{"console-rate", "`size` of what a guest's console may add to its log in a second; a guest with more to say is slowed down", size(&c.ConsoleRate, wrapper.MinLogRate)},
 		{"console-log-size", "largest `size` of a console log that nobody rotates", size(&c.ConsoleLogSize, wrapper.MinLogSize)},
 		{"image-max-pulls", "how many images are downloaded at once; others wait", count(&c.ImageMaxPulls)},
+		{"image-flatten", "what becomes of images: none keeps them; raw and preallocated make raw disks, which are read faster and take more space", choice(&c.ImageFlatten, flattenNone, flattenRaw, flattenPreallocated)},
 		{"image-max-size", "largest `size` of an image", size(&c.ImageMaxSize, 1)},
 		{"image-stall-timeout", "a download that brings nothing for so long is given up", duration(&c.ImageStallTimeout)},
 		{"image-plain-http-hosts", "hosts (with or without port) from which images come by plain http", list(&c.ImagePlainHTTP, hostPort)},

@@ -46,7 +46,7 @@ type Image struct {
 	// ("host/path@sha256:…"). A tag belongs to one image at a time.
 	Tags    []string `json:"tags,omitempty"`
 	Digests []string `json:"digests,omitempty"`
-	// Size of the content in bytes.
+	// Size of the stored file in bytes. It is that of the content unless the image was flattened.
 	Size int64 `json:"size"`
 	// Format is qcow2 or raw, VirtualSize the size in bytes of the disk that a guest sees.
 	Format      string `json:"format"`
@@ -104,6 +104,11 @@ type Registry interface {
 	Resolve(ctx context.Context, ref string, auth *Auth) (*registry.Disk, error)
 }
 
+// Flattener writes the disk of an inspected image to a new file, raw.
+type Flattener interface {
+	Flatten(ctx context.Context, path string, info Info, out string) error
+}
+
 // Config of a Service.
 type Config struct {
 	// Root is the store's directory; it is made when missing. One Service at a time may have it: the lock on the
@@ -111,6 +116,8 @@ type Config struct {
 	Root      string
 	Store     Store
 	Inspector Inspector
+	// Flattener makes raw disks of the images that come; nil keeps them as they are.
+	Flattener Flattener
 	// InUse tells whether a virtual machine's disk is based on the image's content. It must know all machines before
 	// the first Remove or Collect.
 	InUse func(imageID string) bool

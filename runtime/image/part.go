@@ -48,6 +48,7 @@ const (
 	partSuffix   = ".part"
 	noteSuffix   = ".json"
 	diskSuffix   = ".disk"
+	flatSuffix   = ".flat"
 	syncEvery    = 64 << 20
 	hashBuffer   = 512 << 10
 	keepPartsFor = time.Hour

@@ -18,6 +18,7 @@ const (
 	Downloading Stage = "downloading"
 	Unpacking   Stage = "unpacking"
 	Verifying   Stage = "verifying"
+	Flattening  Stage = "flattening"
 	Storing     Stage = "storing"
 	Done        Stage = "done"
 	Failed      Stage = "failed"

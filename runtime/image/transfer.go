@@ -10,6 +10,8 @@ import (
 	"sync/atomic"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/virtlet/virtlet/sandbox/domain"
 )
 
 // transfer is the way of an origin's content into the store: download, unpack, verify, inspect, place.
@@ -162,7 +164,7 @@ func (t *transfer) startOver() error {
 // keep inspects what came and gives it its place.
 func (t *transfer) keep(ctx context.Context, disk diskFile) (*placed, error) {
 	t.meter.stage(Verifying)
-	// Immutable, and readable for an inspector without privileges.
+	// An inspector without privileges must be able to read it.
 	if err := disk.file.Chmod(contentMode); err != nil {
 		return nil, fmt.Errorf("storing %s: %w", t.from.from, err)
 	}
@@ -170,16 +172,35 @@ func (t *transfer) keep(ctx context.Context, disk diskFile) (*placed, error) {
 	if err != nil {
 		return nil, fmt.Errorf("inspecting what %s holds: %w", t.from.from, err)
 	}
+	file := disk.file.Name()
+	if t.s.cfg.Flattener != nil {
+		flat := filepath.Join(t.s.contents.parts(), t.from.key+flatSuffix)
+		defer os.Remove(flat)
+		t.meter.stage(Flattening)
+		if err := t.s.cfg.Flattener.Flatten(ctx, file, info, flat); err != nil {
+			return nil, fmt.Errorf("storing %s: %w", t.from.from, spaceError(err))
+		}
+		disk.size, info.Format, file = info.VirtualSize, domain.Raw, flat
+	}
 	t.meter.stage(Storing)
-	if err := disk.file.Sync(); err != nil {
+	if err := settle(file); err != nil {
 		return nil, fmt.Errorf("storing %s: %w", t.from.from, spaceError(err))
 	}
 	got := &placed{id: disk.id(), sent: t.part.digest(), bytes: t.part.size - t.part.resumed, resumed: t.part.resumed}
 	img := Image{ID: got.id, Size: disk.size, Format: info.Format, VirtualSize: info.VirtualSize, Source: t.from.from}
-	if err := t.s.place(ctx, img, disk.file.Name(), t.seen(got)); err != nil {
+	if err := t.s.place(ctx, img, file, t.seen(got)); err != nil {
 		return nil, fmt.Errorf("storing %s: %w", t.from.from, err)
 	}
 	return got, nil
+}
+
+// settle makes a file immutable and durable.
+func settle(file string) error {
+	f, err := os.Open(file)
+	if err != nil {
+		return err
+	}
+	return errors.Join(f.Chmod(contentMode), f.Sync(), f.Close())
 }
 
 // seen is what lets a later pull know the content again.
