@@ -176,7 +176,10 @@ func (d *download) agree(resp *source.Response) error {
 	if d.part.size > 0 && d.part.Total >= 0 && resp.Size >= 0 && resp.Size != d.part.Total {
 		return fmt.Errorf("%w: %s had %d bytes and has %d now", source.ErrChanged, resp.From, d.part.Total, resp.Size)
 	}
-	d.part.Total, d.part.ETag = max(resp.Size, d.from.size), resp.ETag
+	d.part.Total = max(resp.Size, d.from.size)
+	if resp.Offset == 0 || resp.ETag != "" { // a part's ETag is that of the whole, said or not
+		d.part.ETag = resp.ETag
+	}
 	d.meter.update(func(p *Progress) { p.Total, p.Resumed = d.part.Total, d.part.resumed })
 	if err := d.room(d.part.Total); err != nil {
 		return err

@@ -3,6 +3,7 @@ package image
 import (
 	"context"
 	"errors"
+	"fmt"
 	"maps"
 	"os"
 	"slices"
@@ -43,15 +44,18 @@ func (s *Service) place(ctx context.Context, img Image, file string, n seen) err
 		return err
 	}
 	old, known := s.record(img.ID)
-	if known {
-		img.Sent, img.ETags = old.Sent, old.ETags
+	switch {
+	case !known:
+		img.Removed = true
+	case s.contents.whole(old.ID, old.Size):
+		img = old // never changed in place, not even into a form that the configuration now asks for
+	case old.Format != img.Format && s.cfg.InUse(img.ID):
+		return fmt.Errorf("the stored file of %s is damaged, and machines use it as a %s disk: set image-flatten as it was, and pull again", img.ID, old.Format)
+	default:
+		old.Size, old.Format, old.VirtualSize = img.Size, img.Format, img.VirtualSize
+		img = old
 	}
-	img = img.remember(n)
-	img.Removed = true
-	if known && !old.Removed {
-		img.Tags, img.Digests, img.Removed, img.Source, img.PulledAt = old.Tags, old.Digests, false, old.Source, old.PulledAt
-	}
-	if err := s.update([]Image{img}, nil); err != nil {
+	if err := s.update([]Image{img.remember(n)}, nil); err != nil {
 		return err
 	}
 	if !s.contents.whole(img.ID, img.Size) {

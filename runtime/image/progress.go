@@ -6,6 +6,8 @@ import (
 	"strings"
 	"sync"
 	"time"
+
+	"github.com/sirupsen/logrus"
 )
 
 // Stage is what a pull is doing.
@@ -49,11 +51,13 @@ func (p Progress) Ended() bool { return p.Stage == Done || p.Stage == Failed }
 // meter is the progress of one download. Several pulls can wait for the same.
 type meter struct {
 	changed func(*meter) // called without mu
+	name    string       // of the image for which the download was begun
 
 	mu      sync.Mutex
 	state   Progress
 	told    time.Time // when it was last told that bytes came
-	telling bool      // will be, soon
+	logged  time.Time
+	telling bool // will be, soon
 	pace    pace
 }
 
@@ -96,6 +100,25 @@ func (m *meter) late() {
 	m.telling, m.told, m.state.Rate = false, now, m.pace.rate(now)
 	m.mu.Unlock()
 	m.changed(m)
+}
+
+// logEvery is how often a long download is told of in the log.
+const logEvery = 15 * time.Second
+
+// progressed tells the board, and now and then the log, how a download stands.
+func (s *Service) progressed(m *meter) {
+	s.board.changed(m)
+	m.mu.Lock()
+	p, now := m.state, time.Now()
+	tell := p.Stage == Downloading && now.Sub(m.logged) >= logEvery
+	first := m.logged.IsZero()
+	if tell {
+		m.logged = now
+	}
+	m.mu.Unlock()
+	if tell && !first {
+		s.cfg.Log.WithFields(logrus.Fields{"image": m.name, "bytes": p.Bytes, "total": p.Total, "rate": int64(p.Rate)}).Info("image is coming")
+	}
 }
 
 func (m *meter) read() Progress {
@@ -219,7 +242,8 @@ func (b *board) next(w *watcher) (Progress, bool) {
 }
 
 // meter is that of an origin's download, which may not have begun yet.
-func (b *board) meter(o origin) *meter {
+func (s *Service) meter(o origin, name string) *meter {
+	b := &s.board
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	if b.meters == nil {
@@ -227,7 +251,7 @@ func (b *board) meter(o origin) *meter {
 	}
 	m := b.meters[o.key]
 	if m == nil {
-		m = &meter{changed: b.changed, state: Progress{Stage: Queued, Total: o.size}}
+		m = &meter{changed: s.progressed, name: name, state: Progress{Stage: Queued, Total: o.size}}
 		b.meters[o.key] = m
 	}
 	return m

@@ -159,15 +159,19 @@ func (s *Service) take(ctx context.Context, key flightKey, p place, o origin, r 
 		return s.name(ctx, p, o, got)
 	}
 	o.unless = s.validator(o.key)
-	s.board.follow(key, s.board.meter(o))
+	m := s.meter(o, key.name)
+	s.board.follow(key, m)
 	got, release, err := s.transfers.do(ctx, o.key, func(ctx context.Context) (*placed, error) {
 		defer s.board.drop(o)
-		return (&transfer{s: s, from: o, meter: s.board.meter(o)}).run(ctx)
+		return (&transfer{s: s, from: o, meter: s.meter(o, key.name)}).run(ctx)
 	})
 	if errors.Is(err, source.ErrNotModified) {
 		return s.unchanged(ctx, key, p, o, r)
 	}
 	if err != nil {
+		if !s.transfers.has(o.key) {
+			s.board.drop(o) // it has not even begun
+		}
 		return Image{}, err
 	}
 	defer release()
