@@ -3,8 +3,8 @@ package registrytest
 import (
 	"encoding/json"
 	"fmt"
+	"net"
 	"net/http"
-	"net/http/httptest"
 	"strings"
 	"testing"
 )
@@ -62,6 +62,8 @@ type Tokens struct {
 	User, Password string
 	// Refresh is the refresh token that it takes.
 	Refresh string
+	// Listener is where it serves; nil means on loopback.
+	Listener net.Listener
 
 	requests chan *http.Request
 }
@@ -71,14 +73,7 @@ type Tokens struct {
 func (r *Registry) NewTokens(t testing.TB, tokens Tokens) *Tokens {
 	t.Helper()
 	tokens.requests = make(chan *http.Request, 1000)
-	server := httptest.NewUnstartedServer(http.HandlerFunc(tokens.serve))
-	server.Config.ErrorLog = r.server.Config.ErrorLog
-	if r.CA == "" {
-		server.Start()
-	} else {
-		server.StartTLS()
-	}
-	t.Cleanup(server.Close)
+	server := serve(t, tokens.Listener, r.CA != "", http.HandlerFunc(tokens.serve))
 	tokens.URL = server.URL + "/token"
 	r.Bearer(tokens.Token, tokens.URL)
 	return &tokens

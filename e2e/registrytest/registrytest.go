@@ -11,6 +11,7 @@ import (
 	"fmt"
 	"io"
 	"log"
+	"net"
 	"net/http"
 	"net/http/httptest"
 	"os"
@@ -27,9 +28,7 @@ import (
 // Request is one that a Registry got.
 type Request struct {
 	Method, Path, Query, Authorization, Range string
-	// Status of the answer.
-	Status int
-	Header http.Header
+	Header                                    http.Header
 	// ClientCertificate tells whether the client showed one.
 	ClientCertificate bool
 }
@@ -51,26 +50,18 @@ type Registry struct {
 	before   func(http.ResponseWriter, *http.Request) bool
 }
 
-// New starts a registry with TLS.
-func New(t testing.TB) *Registry { return start(t, (*httptest.Server).StartTLS) }
+// New starts a registry with TLS on this process's loopback.
+func New(t testing.TB) *Registry { return On(t, nil, true) }
 
 // NewPlain starts one that speaks plain http.
-func NewPlain(t testing.TB) *Registry { return start(t, (*httptest.Server).Start) }
+func NewPlain(t testing.TB) *Registry { return On(t, nil, false) }
 
-func start(t testing.TB, run func(*httptest.Server)) *Registry {
+// On starts one on a listener, which may be in another network namespace; nil means on loopback.
+func On(t testing.TB, l net.Listener, withTLS bool) *Registry {
 	t.Helper()
-	quiet := log.New(io.Discard, "", 0)
 	r := &Registry{blobs: &blobs{content: map[v1.Hash][]byte{}}}
-	r.serve = ggcr.New(ggcr.Logger(quiet), ggcr.WithBlobHandler(r.blobs))
-	r.server = httptest.NewUnstartedServer(http.HandlerFunc(r.handle))
-	r.server.Config.ErrorLog = quiet
-	r.server.TLS = &tls.Config{ClientAuth: tls.RequestClientCert}
-	run(r.server)
-	t.Cleanup(func() {
-		// A test may hold a request for ever.
-		r.server.CloseClientConnections()
-		r.server.Close()
-	})
+	r.serve = ggcr.New(ggcr.Logger(log.New(io.Discard, "", 0)), ggcr.WithBlobHandler(r.blobs))
+	r.server = serve(t, l, withTLS, http.HandlerFunc(r.handle))
 	r.Host = r.server.Listener.Addr().String()
 	if cert := r.server.Certificate(); cert != nil {
 		r.CA = filepath.Join(t.TempDir(), "ca.crt")
@@ -79,6 +70,28 @@ func start(t testing.TB, run func(*httptest.Server)) *Registry {
 		}
 	}
 	return r
+}
+
+func serve(t testing.TB, l net.Listener, withTLS bool, h http.Handler) *httptest.Server {
+	t.Helper()
+	s := httptest.NewUnstartedServer(h)
+	if l != nil {
+		_ = s.Listener.Close()
+		s.Listener = l
+	}
+	s.Config.ErrorLog = log.New(io.Discard, "", 0)
+	if withTLS {
+		s.TLS = &tls.Config{ClientAuth: tls.RequestClientCert}
+		s.StartTLS()
+	} else {
+		s.Start()
+	}
+	t.Cleanup(func() {
+		// A test may hold a request for ever.
+		s.CloseClientConnections()
+		s.Close()
+	})
+	return s
 }
 
 // URL is the registry's, without the API's path.
@@ -94,7 +107,7 @@ func (r *Registry) Before(f func(http.ResponseWriter, *http.Request) bool) {
 	r.before = f
 }
 
-// Requests are those until now, without the ones that pushed.
+// Requests are those until now; what a test pushes does not come by this way.
 func (r *Registry) Requests() []Request {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -108,35 +121,23 @@ func (r *Registry) Forget() {
 	r.requests = nil
 }
 
-// pusher marks requests of this package, which no lock keeps out and no record holds.
-const pusher = "virtlet-registrytest"
-
 func (r *Registry) handle(w http.ResponseWriter, req *http.Request) {
-	if strings.HasPrefix(req.UserAgent(), pusher) {
-		r.serve.ServeHTTP(w, req)
-		return
-	}
 	r.mu.Lock()
 	before, lock := r.before, r.lock
+	r.requests = append(r.requests, Request{
+		Method: req.Method, Path: req.URL.Path, Query: req.URL.RawQuery, Authorization: req.Header.Get("Authorization"),
+		Range: req.Header.Get("Range"), Header: req.Header.Clone(),
+		ClientCertificate: req.TLS != nil && len(req.TLS.PeerCertificates) > 0,
+	})
 	r.mu.Unlock()
-	seen := &statusWriter{ResponseWriter: w}
-	defer func() {
-		r.mu.Lock()
-		defer r.mu.Unlock()
-		r.requests = append(r.requests, Request{
-			Method: req.Method, Path: req.URL.Path, Query: req.URL.RawQuery, Authorization: req.Header.Get("Authorization"),
-			Range: req.Header.Get("Range"), Status: seen.status, Header: req.Header.Clone(),
-			ClientCertificate: req.TLS != nil && len(req.TLS.PeerCertificates) > 0,
-		})
-	}()
-	if before != nil && before(seen, req) {
+	if before != nil && before(w, req) {
 		return
 	}
 	var h http.Handler = http.HandlerFunc(r.content)
 	if lock != nil {
 		h = lock(h)
 	}
-	h.ServeHTTP(seen, req)
+	h.ServeHTTP(w, req)
 }
 
 // content serves blobs with ranges, as real registries do; go-containerregistry's takes none without an end.
@@ -151,26 +152,6 @@ func (r *Registry) content(w http.ResponseWriter, req *http.Request) {
 	}
 	r.serve.ServeHTTP(w, req)
 }
-
-type statusWriter struct {
-	http.ResponseWriter
-	status int
-}
-
-func (s *statusWriter) WriteHeader(status int) {
-	s.status = status
-	s.ResponseWriter.WriteHeader(status)
-}
-
-func (s *statusWriter) Write(b []byte) (int, error) {
-	if s.status == 0 {
-		s.status = http.StatusOK
-	}
-	return s.ResponseWriter.Write(b)
-}
-
-// Unwrap is for http.ResponseController.
-func (s *statusWriter) Unwrap() http.ResponseWriter { return s.ResponseWriter }
 
 // blobs keeps contents in memory.
 type blobs struct {

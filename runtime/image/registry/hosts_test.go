@@ -2,6 +2,7 @@ package registry_test
 
 import (
 	"fmt"
+	"net/http"
 	"os"
 	"path/filepath"
 	"strings"
@@ -77,6 +78,25 @@ func TestMirrors(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+// TestMirrorThatLies: under a digest it can serve nothing else, and the next host is asked.
+func TestMirrorThatLies(t *testing.T) {
+	mirror, upstream := serving(t), registrytest.New(t)
+	digest := upstream.Push(t, "vm", "v1", image(t))
+	mirror.Before(func(w http.ResponseWriter, req *http.Request) bool {
+		if !strings.Contains(req.URL.Path, "/manifests/") {
+			return false
+		}
+		_, _ = w.Write([]byte(`{"schemaVersion":2}`))
+		return true
+	})
+	toml := fmt.Sprintf("server = %q\nca = %q\n[host.%q]\nca = %q\n", upstream.URL(), upstream.CA, mirror.URL(), mirror.CA)
+	content, d, err := newNode(t).hosts(elsewhere, toml).pull(elsewhere+"/vm@"+digest, nil)
+	wantDisk(t, content, err)
+	if len(mirror.Requests()) == 0 || !strings.HasPrefix(d.From, upstream.URL()) {
+		t.Errorf("got it from %s, and the mirror was asked for %v", d.From, asked(mirror))
 	}
 }
 

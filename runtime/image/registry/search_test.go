@@ -64,9 +64,6 @@ func find(layers ...[]byte) (name, got string, err error) {
 			b, err := io.ReadAll(f)
 			return f.Name, string(b), err
 		}
-		if s.Hidden() {
-			break
-		}
 	}
 	return "", "", nil
 }
@@ -194,6 +191,15 @@ func checksummed(b []byte) []byte {
 	}
 	copy(b[148:], fmt.Sprintf("%06o\x00 ", sum))
 	return b
+}
+
+func TestSearchHidden(t *testing.T) {
+	for name, want := range map[string]bool{"disk/.wh..wh..opq": true, ".wh..wh..opq": true, ".wh.disk": true, "disk/.wh.a": false, "etc/.wh..wh..opq": false} {
+		var s Search
+		if f, err := s.Layer(bytes.NewReader(layer(t, gone(name)))); f != nil || err != nil || s.Hidden() != want {
+			t.Errorf("%s hides what lies below: %t, %v; want %t", name, s.Hidden(), err, want)
+		}
+	}
 }
 
 // TestSearchErrorsOfTheSource: what breaks the stream is no fault of the layer.
