@@ -37,7 +37,7 @@ const (
 type Config struct {
 	// Dir is the directory. Symbolic links in it are followed where they stay in it.
 	Dir string
-	// StallTimeout ends a response of which the client does not take the next piece (32 KiB) in that time.
+	// StallTimeout ends a response of which the client does not take the next piece (128 KiB) in that time.
 	StallTimeout time.Duration
 	// HashPatience is how long a request waits for a file's digest before its client is told to come back later.
 	HashPatience time.Duration
