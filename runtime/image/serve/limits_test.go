@@ -37,7 +37,7 @@ func TestClientThatTakesNothing(t *testing.T) {
 	st := newSite(t, func(c *Config) { c.StallTimeout = 300 * time.Millisecond })
 	st.put("disk", content(size, 1))
 	st.put("small", []byte("small"))
-	if resp, _ := st.get("HEAD", "/disk"); resp.StatusCode != 200 {
+	if resp, _ := st.get("HEAD", "/disk"); resp.StatusCode != http.StatusOK {
 		t.Fatal(resp.Status)
 	}
 	conn := dialSite(t, st, "GET /disk HTTP/1.1\r\nHost: x\r\n\r\n")
@@ -130,7 +130,7 @@ func TestConnectionIsKept(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if _, err := io.Copy(io.Discard, resp.Body); err != nil || resp.StatusCode != 200 {
+		if _, err := io.Copy(io.Discard, resp.Body); err != nil || resp.StatusCode != http.StatusOK {
 			t.Errorf("%s, %v", resp.Status, err)
 		}
 		<-time.After(200 * time.Millisecond)
@@ -143,14 +143,14 @@ func TestClientThatSends(t *testing.T) {
 	conn := dialSite(t, st, "PUT /disk HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\nx")
 	_ = conn.SetReadDeadline(time.Now().Add(patience))
 	resp, err := http.ReadResponse(bufio.NewReader(conn), nil)
-	if err != nil || resp.StatusCode != 405 || !resp.Close {
+	if err != nil || resp.StatusCode != http.StatusMethodNotAllowed || !resp.Close {
 		t.Fatal(resp, err)
 	}
 }
 
 func TestHeaderTooLarge(t *testing.T) {
 	st := newSite(t)
-	if resp, _ := st.get("GET", "/", "X-Much: "+strings.Repeat("x", 3*maxHeader)); resp.StatusCode != 431 {
+	if resp, _ := st.get("GET", "/", "X-Much: "+strings.Repeat("x", 3*maxHeader)); resp.StatusCode != http.StatusRequestHeaderFieldsTooLarge {
 		t.Errorf("%d", resp.StatusCode)
 	}
 }
