@@ -148,8 +148,8 @@ func (c *client) watch(ctx context.Context, name string, show meter) error {
 	for {
 		p, err := stream.Recv()
 		switch {
-		case errors.Is(err, io.EOF), name == "" && ctx.Err() != nil: // which is how watching all ends
-			return nil
+		case errors.Is(err, io.EOF), name == "" && ctx.Err() != nil:
+			return nil //nolint:nilerr // which is how watching all ends
 		case err != nil:
 			return err
 		}

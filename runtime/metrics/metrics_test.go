@@ -70,7 +70,7 @@ func endpoint(t *testing.T, m *Metrics) (scrape func() string) {
 		}
 		defer resp.Body.Close()
 		body, err := io.ReadAll(resp.Body)
-		if err != nil || resp.StatusCode != 200 {
+		if err != nil || resp.StatusCode != http.StatusOK {
 			t.Fatal(resp.Status, err)
 		}
 		return string(body)

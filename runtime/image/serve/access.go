@@ -1,6 +1,7 @@
 package serve
 
 import (
+	"io"
 	"log"
 	"net/http"
 	"strings"
@@ -35,6 +36,18 @@ func (r *recorder) Write(b []byte) (int, error) {
 	r.bytes += int64(n)
 	return n, err
 }
+
+// piece is how much is read and sent at once, in bytes. Larger ones take less of the processor, and more memory for each
+// client.
+const piece = 128 << 10
+
+// ReadFrom is io.Copy's way to us with a buffer that is larger than its own.
+func (r *recorder) ReadFrom(src io.Reader) (int64, error) {
+	return io.CopyBuffer(writerOnly{r}, src, make([]byte, piece))
+}
+
+// writerOnly hides ReadFrom.
+type writerOnly struct{ io.Writer }
 
 // extend sets the time by which the client must have taken what it has been sent. It fails where there is no
 // connection, or none any more, which the next write tells.

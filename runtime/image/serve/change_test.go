@@ -87,7 +87,7 @@ func TestChangeBetweenRanges(t *testing.T) {
 	before, after := content(100_000, 1), content(100_000, 2)
 	st.put("disk", before)
 	first, body := st.get("GET", "/disk", "Range: bytes=0-49999")
-	if first.StatusCode != 206 || body != string(before[:50_000]) {
+	if first.StatusCode != http.StatusPartialContent || body != string(before[:50_000]) {
 		t.Fatal(first.Status)
 	}
 	for title, change := range map[string]func(){
@@ -98,7 +98,7 @@ func TestChangeBetweenRanges(t *testing.T) {
 			st.replace("disk", before)
 			change()
 			resp, body := st.get("GET", "/disk", "Range: bytes=50000-", "If-Range: "+first.Header.Get("Etag"))
-			if resp.StatusCode != 200 || body != string(after) || resp.Header.Get("Etag") != `"sha256:`+sumOf(after)+`"` {
+			if resp.StatusCode != http.StatusOK || body != string(after) || resp.Header.Get("Etag") != `"sha256:`+sumOf(after)+`"` {
 				t.Errorf("status %d, %d bytes, %s", resp.StatusCode, len(body), resp.Header.Get("Etag"))
 			}
 		})
@@ -132,7 +132,7 @@ func TestManyReaders(t *testing.T) {
 				resp, body, err := st.try("GET", fmt.Sprint("/disk", (r+n)%files))
 				switch {
 				case err != nil: // cut off, which the client notices
-				case resp.StatusCode == 503 || resp.StatusCode == 404:
+				case resp.StatusCode == http.StatusServiceUnavailable || resp.StatusCode == http.StatusNotFound:
 					later.Add(1)
 				case resp.Header.Get("Etag") != `"sha256:`+sumOf([]byte(body))+`"`:
 					t.Errorf("status %d, %d bytes that are not %s", resp.StatusCode, len(body), resp.Header.Get("Etag"))
@@ -218,7 +218,7 @@ func TestDigestOfGrowingFile(t *testing.T) {
 	if _, err := st.srv.digests.of(t.Context(), f); !errors.Is(err, errChanged) {
 		t.Errorf("got %v", err)
 	}
-	if resp, body := st.get("GET", "/disk"); resp.StatusCode != 200 || len(body) != 2000 {
+	if resp, body := st.get("GET", "/disk"); resp.StatusCode != http.StatusOK || len(body) != 2000 {
 		t.Errorf("afterwards: %d, %d bytes", resp.StatusCode, len(body))
 	}
 }
@@ -228,7 +228,7 @@ func TestDigestOfGrowingFile(t *testing.T) {
 func TestDigestNotKnownYet(t *testing.T) {
 	st := newSite(t, func(c *Config) { c.HashPatience = 50 * time.Millisecond })
 	st.put("known", []byte("known"))
-	if resp, _ := st.get("GET", "/known"); resp.StatusCode != 200 {
+	if resp, _ := st.get("GET", "/known"); resp.StatusCode != http.StatusOK {
 		t.Fatal(resp.Status)
 	}
 	for range atOnce {
@@ -237,18 +237,18 @@ func TestDigestNotKnownYet(t *testing.T) {
 	st.put("new", []byte("new"))
 	for _, path := range []string{"/new", "/new.sha256", "/SHA256SUMS"} {
 		resp, body := st.get("GET", path)
-		if resp.StatusCode != 503 || resp.Header.Get("Retry-After") != "5" || resp.Header.Get("Etag") != "" || !strings.Contains(body, "digest") {
+		if resp.StatusCode != http.StatusServiceUnavailable || resp.Header.Get("Retry-After") != "5" || resp.Header.Get("Etag") != "" || !strings.Contains(body, "digest") {
 			t.Errorf("%s: %d %v %q", path, resp.StatusCode, resp.Header, body)
 		}
 	}
-	if resp, body := st.get("GET", "/known"); resp.StatusCode != 200 || body != "known" {
+	if resp, body := st.get("GET", "/known"); resp.StatusCode != http.StatusOK || body != "known" {
 		t.Errorf("what is known: %d", resp.StatusCode)
 	}
 	for range atOnce {
 		<-st.srv.digests.slots
 	}
 	deadline := time.Now().Add(patience)
-	for resp, _ := st.get("GET", "/new"); resp.StatusCode != 200; resp, _ = st.get("GET", "/new") {
+	for resp, _ := st.get("GET", "/new"); resp.StatusCode != http.StatusOK; resp, _ = st.get("GET", "/new") {
 		if time.Now().After(deadline) {
 			t.Fatalf("afterwards: %d", resp.StatusCode)
 		}
@@ -302,7 +302,7 @@ func TestChangeWithinATick(t *testing.T) {
 		body := content(100, byte(n))
 		st.put("disk", body)
 		resp, got := st.get("GET", "/disk")
-		if resp.StatusCode != 200 || got != string(body) || resp.Header.Get("Etag") != `"sha256:`+sumOf(body)+`"` {
+		if resp.StatusCode != http.StatusOK || got != string(body) || resp.Header.Get("Etag") != `"sha256:`+sumOf(body)+`"` {
 			t.Fatalf("content %d: %s, %v", n, resp.Status, resp.Header)
 		}
 	}

@@ -200,8 +200,8 @@ func (s *Server) walk(dir string, do func(name string) error) error {
 		switch {
 		case err != nil && name == dir:
 			return err
-		case err != nil: // it went meanwhile, or is not for us
-			return nil
+		case err != nil:
+			return nil //nolint:nilerr // it went meanwhile, or is not for us
 		case name != dir && hidden(e.Name()) && e.IsDir():
 			return fs.SkipDir
 		case e.IsDir() || hidden(e.Name()) || isSum(e.Name()):

@@ -3,6 +3,7 @@ package serve
 import (
 	"bufio"
 	"bytes"
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -36,7 +37,7 @@ func TestClientThatTakesNothing(t *testing.T) {
 	st := newSite(t, func(c *Config) { c.StallTimeout = 300 * time.Millisecond })
 	st.put("disk", content(size, 1))
 	st.put("small", []byte("small"))
-	if resp, _ := st.get("HEAD", "/disk"); resp.StatusCode != 200 {
+	if resp, _ := st.get("HEAD", "/disk"); resp.StatusCode != http.StatusOK {
 		t.Fatal(resp.Status)
 	}
 	conn := dialSite(t, st, "GET /disk HTTP/1.1\r\nHost: x\r\n\r\n")
@@ -55,15 +56,51 @@ func TestClientThatTakesNothing(t *testing.T) {
 	}
 }
 
+// smallBuffers is a listener whose connections hold little, so that what is written is soon taken.
+type smallBuffers struct{ net.Listener }
+
+const smallBuffer = 64 << 10
+
+func (l smallBuffers) Accept() (net.Conn, error) {
+	conn, err := l.Listener.Accept()
+	if err == nil {
+		err = conn.(*net.TCPConn).SetWriteBuffer(smallBuffer)
+	}
+	return conn, err
+}
+
 // TestClientThatTakesItsTime is served for much longer than it may take nothing.
 func TestClientThatTakesItsTime(t *testing.T) {
-	const stall = time.Second // in which it takes more than what the sockets hold
-	st := newSite(t, func(c *Config) { c.StallTimeout, c.HashPatience = stall, stall })
-	body := content(64<<20, 1)
-	st.put("disk", body)
-	for resp, _ := st.get("HEAD", "/disk"); resp.StatusCode != 200; resp, _ = st.get("HEAD", "/disk") {
+	const stall = 2 * time.Second
+	srv, err := New(Config{Dir: t.TempDir(), StallTimeout: stall})
+	if err != nil {
+		t.Fatal(err)
 	}
-	conn := dialSite(t, st, "GET /disk HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+	defer srv.Close()
+	body := content(16<<20, 1)
+	if err := os.WriteFile(filepath.Join(srv.cfg.Dir, "disk"), body, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	served := make(chan error, 1)
+	go func() { served <- srv.Serve(ctx, smallBuffers{l}) }()
+	defer func() {
+		cancel()
+		<-served
+	}()
+	conn, err := net.Dial("tcp", l.Addr().String())
+	if err == nil {
+		err = conn.(*net.TCPConn).SetReadBuffer(smallBuffer)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	fmt.Fprint(conn, "GET /disk HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
 	resp, err := http.ReadResponse(bufio.NewReader(conn), nil)
 	if err != nil {
 		t.Fatal(err)
@@ -71,13 +108,13 @@ func TestClientThatTakesItsTime(t *testing.T) {
 	defer resp.Body.Close()
 	start := time.Now()
 	var got bytes.Buffer
-	for tick := time.NewTicker(stall * 6 / 100); err == nil; <-tick.C {
-		_, err = io.CopyN(&got, resp.Body, 1<<20)
+	for tick := time.NewTicker(60 * time.Millisecond); err == nil; <-tick.C {
+		_, err = io.CopyN(&got, resp.Body, 256<<10)
 	}
 	if !errors.Is(err, io.EOF) || !bytes.Equal(got.Bytes(), body) {
 		t.Errorf("%d bytes, %v", got.Len(), err)
 	}
-	if took := time.Since(start); took < 3*stall {
+	if took := time.Since(start); took < stall*3/2 {
 		t.Errorf("was over in %s, which shows nothing", took)
 	}
 }
@@ -93,7 +130,7 @@ func TestConnectionIsKept(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if _, err := io.Copy(io.Discard, resp.Body); err != nil || resp.StatusCode != 200 {
+		if _, err := io.Copy(io.Discard, resp.Body); err != nil || resp.StatusCode != http.StatusOK {
 			t.Errorf("%s, %v", resp.Status, err)
 		}
 		<-time.After(200 * time.Millisecond)
@@ -106,14 +143,14 @@ func TestClientThatSends(t *testing.T) {
 	conn := dialSite(t, st, "PUT /disk HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\nx")
 	_ = conn.SetReadDeadline(time.Now().Add(patience))
 	resp, err := http.ReadResponse(bufio.NewReader(conn), nil)
-	if err != nil || resp.StatusCode != 405 || !resp.Close {
+	if err != nil || resp.StatusCode != http.StatusMethodNotAllowed || !resp.Close {
 		t.Fatal(resp, err)
 	}
 }
 
 func TestHeaderTooLarge(t *testing.T) {
 	st := newSite(t)
-	if resp, _ := st.get("GET", "/", "X-Much: "+strings.Repeat("x", 3*maxHeader)); resp.StatusCode != 431 {
+	if resp, _ := st.get("GET", "/", "X-Much: "+strings.Repeat("x", 3*maxHeader)); resp.StatusCode != http.StatusRequestHeaderFieldsTooLarge {
 		t.Errorf("%d", resp.StatusCode)
 	}
 }

@@ -37,7 +37,7 @@ const (
 type Config struct {
 	// Dir is the directory. Symbolic links in it are followed where they stay in it.
 	Dir string
-	// StallTimeout ends a response of which the client does not take the next piece (32 KiB) in that time.
+	// StallTimeout ends a response of which the client does not take the next piece (128 KiB) in that time.
 	StallTimeout time.Duration
 	// HashPatience is how long a request waits for a file's digest before its client is told to come back later.
 	HashPatience time.Duration
@@ -91,7 +91,7 @@ func (s *Server) warm() {
 	err := s.walk(".", func(name string) error {
 		f, err := s.open(name)
 		if err != nil {
-			return nil //nolint:nilerr // it went meanwhile, or whoever asks for it is told
+			return nil // it went meanwhile, or whoever asks for it is told
 		}
 		defer f.Close()
 		_, _ = s.digests.of(s.ctx, f)
@@ -136,6 +136,6 @@ func (s *Server) Serve(ctx context.Context, l net.Listener) error {
 	if errors.Is(err, context.DeadlineExceeded) {
 		err = srv.Close() // cut off: their clients resume elsewhere, or later
 	}
-	<-ended
+	_ = <-ended // which is http.ErrServerClosed
 	return err
 }

@@ -68,7 +68,7 @@ func TestGet(t *testing.T) {
 	}
 	t.Run("several_ranges", func(t *testing.T) {
 		resp, got := st.get("GET", "/a/disk.qcow2", "Range: bytes=0-9,1000-2000")
-		if resp.StatusCode != 206 || !strings.HasPrefix(resp.Header.Get("Content-Type"), "multipart/byteranges") || !strings.Contains(got, part) {
+		if resp.StatusCode != http.StatusPartialContent || !strings.HasPrefix(resp.Header.Get("Content-Type"), "multipart/byteranges") || !strings.Contains(got, part) {
 			t.Errorf("status %d, %v", resp.StatusCode, resp.Header)
 		}
 	})
@@ -117,7 +117,7 @@ func TestNames(t *testing.T) {
 		}
 	}
 	for _, method := range []string{"POST", "PUT", "DELETE", "OPTIONS"} {
-		if resp, _ := st.get(method, "/disk"); resp.StatusCode != 405 || resp.Header.Get("Allow") != "GET, HEAD" {
+		if resp, _ := st.get(method, "/disk"); resp.StatusCode != http.StatusMethodNotAllowed || resp.Header.Get("Allow") != "GET, HEAD" {
 			t.Errorf("%s: %d", method, resp.StatusCode)
 		}
 	}
@@ -175,15 +175,15 @@ func TestPrefersJSON(t *testing.T) {
 func TestUnreadable(t *testing.T) {
 	st := newSite(t)
 	st.put("disk", []byte("x"))
-	if resp, body := st.get("GET", "/healthz"); resp.StatusCode != 200 || body != "ok\n" {
+	if resp, body := st.get("GET", "/healthz"); resp.StatusCode != http.StatusOK || body != "ok\n" {
 		t.Errorf("%d %q", resp.StatusCode, body)
 	}
 	st.srv.root.Close() // as if the directory could not be reached any more
-	if resp, _ := st.get("GET", "/healthz"); resp.StatusCode != 503 {
+	if resp, _ := st.get("GET", "/healthz"); resp.StatusCode != http.StatusServiceUnavailable {
 		t.Errorf("health: %d", resp.StatusCode)
 	}
 	resp, body := st.get("GET", "/disk")
-	if resp.StatusCode != 500 || strings.Contains(body, st.dir) {
+	if resp.StatusCode != http.StatusInternalServerError || strings.Contains(body, st.dir) {
 		t.Errorf("%d %q", resp.StatusCode, body)
 	}
 	if !strings.Contains(st.log.String(), "level=error") {
