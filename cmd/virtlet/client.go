@@ -9,6 +9,7 @@ import (
 	"io/fs"
 	"net"
 	"syscall"
+	"time"
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
@@ -177,7 +178,15 @@ func (c *client) watched(ctx context.Context, name string, show meter, work func
 		}()
 	}
 	err := work(ctx)
+	select {
+	case <-ended:
+	case <-time.After(lastWords):
+	}
 	cancel()
 	<-ended
 	return err
 }
+
+// lastWords is how long the news of a pull's end may come after the end itself. There is none where the image was here
+// already.
+const lastWords = 300 * time.Millisecond

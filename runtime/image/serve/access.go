@@ -43,7 +43,11 @@ const piece = 128 << 10
 
 // ReadFrom is io.Copy's way to us with a buffer that is larger than its own.
 func (r *recorder) ReadFrom(src io.Reader) (int64, error) {
-	return io.CopyBuffer(writerOnly{r}, src, make([]byte, piece))
+	size := int64(piece)
+	if l, ok := src.(*io.LimitedReader); ok {
+		size = min(size, max(l.N, 1))
+	}
+	return io.CopyBuffer(writerOnly{r}, src, make([]byte, size))
 }
 
 // writerOnly hides ReadFrom.

@@ -18,7 +18,7 @@ import (
 
 // TestChangeWhileServed changes a file of which the client has a part.
 func TestChangeWhileServed(t *testing.T) {
-	const size = 64 << 20 // more than the sockets hold
+	const size = 24 << 20 // more than the sockets hold
 	before, after := content(size, 1), content(size, 2)
 	for title, tc := range map[string]struct {
 		change func(t *testing.T, st *site, path string) error
@@ -110,13 +110,13 @@ func TestManyReaders(t *testing.T) {
 	const (
 		readers = 200
 		files   = 4
-		rounds  = 30
+		rounds  = 15
 	)
 	st := newSite(t)
 	contents := make([][]byte, 8)
 	known := map[string]bool{}
 	for i := range contents {
-		contents[i] = content(100_000+i*1000, byte(i))
+		contents[i] = content(40_000+i*1000, byte(i))
 		known[`"sha256:`+sumOf(contents[i])+`"`] = true
 	}
 	for f := range files {

@@ -33,7 +33,7 @@ func dialSite(t *testing.T, st *site, text string) net.Conn {
 
 // TestClientThatTakesNothing is cut off, and takes no time of others.
 func TestClientThatTakesNothing(t *testing.T) {
-	const size = 64 << 20
+	const size = 24 << 20
 	st := newSite(t, func(c *Config) { c.StallTimeout = 300 * time.Millisecond })
 	st.put("disk", content(size, 1))
 	st.put("small", []byte("small"))
@@ -157,7 +157,7 @@ func TestHeaderTooLarge(t *testing.T) {
 
 // TestStop lets what is under way end, and cuts it off when its time is over.
 func TestStop(t *testing.T) {
-	const size = 64 << 20
+	const size = 24 << 20
 	body := content(size, 1)
 	begin := func(st *site) *http.Response {
 		st.put("disk", body)
