@@ -15,6 +15,7 @@ import (
 	"k8s.io/apimachinery/pkg/api/resource"
 
 	"github.com/virtlet/virtlet/cgroups"
+	"github.com/virtlet/virtlet/cmd/internal/socket"
 	"github.com/virtlet/virtlet/netns/cni"
 	"github.com/virtlet/virtlet/sandbox/domain"
 )
@@ -196,7 +197,7 @@ func (p prober) directories(context.Context) []checkItem {
 	for _, d := range []struct{ name, dir string }{{"state-dir", p.conf.StateDir}, {"run-dir", p.conf.RunDir}} {
 		there := existing(d.dir)
 		if there == d.dir {
-			if err := checkPrivate(d.dir); err != nil {
+			if err := socket.CheckPrivate(d.dir); err != nil {
 				items = append(items, missing(d.name, err.Error(), "see the detail"))
 				continue
 			}
@@ -247,7 +248,7 @@ func quantity(n int64) string { return resource.NewQuantity(n>>20<<20, resource.
 func (p prober) socket(ctx context.Context) []checkItem {
 	const name = "socket"
 	if dir := filepath.Dir(p.conf.Listen); existing(dir) == dir {
-		if err := checkPrivate(dir); err != nil {
+		if err := socket.CheckPrivate(dir); err != nil {
 			return []checkItem{missing(name, err.Error(), "see the detail")}
 		}
 	}
@@ -255,10 +256,10 @@ func (p prober) socket(ctx context.Context) []checkItem {
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
 		return []checkItem{ok(name, "%s is free", p.conf.Listen)}
-	case answers(ctx, p.conf.Listen, probeTimeout) == nil:
+	case answers(ctx, p.conf.Listen, socket.ProbeTimeout) == nil:
 		return []checkItem{ok(name, "%s: a CRI runtime answers there", p.conf.Listen)}
 	}
-	if err := checkVacant(ctx, p.conf.Listen); err != nil {
+	if err := socket.CheckVacant(ctx, p.conf.Listen); err != nil {
 		return []checkItem{missing(name, err.Error(), "stop it, or set `listen`")}
 	}
 	return []checkItem{ok(name, "%s was left behind by a daemon that ended; the next one replaces it", p.conf.Listen)}

@@ -10,6 +10,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/virtlet/virtlet/cmd/internal/output"
 	"github.com/virtlet/virtlet/sandbox/domain"
 	"github.com/virtlet/virtlet/sandbox/supervisor"
 )
@@ -141,7 +142,7 @@ func TestCheckReport(t *testing.T) {
 		ok("qemu", "version %s", "8"), warning("vhost-net", "none", "modprobe vhost_net"), missing("tun", "none", "modprobe tun"),
 	}}
 	var table, machine bytes.Buffer
-	if err := printAs(&table, outputTable, report, report.table); err != nil {
+	if err := output.Print(&table, output.Table, report, report.table); err != nil {
 		t.Fatal(err)
 	}
 	want := "WHAT       STATE    DETAIL\n" +
@@ -153,7 +154,7 @@ func TestCheckReport(t *testing.T) {
 	if table.String() != want {
 		t.Errorf("got\n%s\nwant\n%s", table.String(), want)
 	}
-	if err := printAs(&machine, outputJSON, report, report.table); err != nil {
+	if err := output.Print(&machine, output.JSON, report, report.table); err != nil {
 		t.Fatal(err)
 	}
 	var back checkReport

@@ -1,13 +1,16 @@
 package main
 
 import (
-	"encoding/json"
-	"fmt"
-	"io"
-
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
+
+	"github.com/virtlet/virtlet/cmd/internal/output"
+	"github.com/virtlet/virtlet/cmd/internal/setting"
+	"github.com/virtlet/virtlet/cmd/internal/version"
 )
+
+// program is what this one is called.
+const program = "virtlet"
 
 const defaultConfigFile = "/etc/virtlet/virtlet.yaml"
 
@@ -32,24 +35,14 @@ func newRootCommand() *cobra.Command {
 		},
 	}
 	root.PersistentFlags().StringVar(&file, "config", "", "configuration `file`; "+defaultConfigFile+" is read where it exists")
-	bind(root.PersistentFlags(), &flags)
+	settings(&flags).Bind(root.PersistentFlags())
 	root.PersistentFlags().SortFlags = false
-	root.AddCommand(configCommand(&file), versionCommand(), checkCommand(&file))
+	root.AddCommand(configCommand(&file), version.Command(program), checkCommand(&file))
 	return root
 }
 
-// bind makes a flag of each setting.
-func bind(flags *pflag.FlagSet, conf *Config) {
-	for _, s := range settings(conf) {
-		flag := flags.VarPF(s.value, s.name, "", s.help)
-		if s.value.Type() == kindBool {
-			flag.NoOptDefVal = "true" // --flag alone
-		}
-	}
-}
-
 // effective is the configuration in force: what the flags set, else the file, else the defaults.
-func effective(file string, flags *pflag.FlagSet) (Config, origins, error) {
+func effective(file string, flags *pflag.FlagSet) (Config, setting.Origins, error) {
 	return loadConfig(file, defaultConfigFile, flags)
 }
 
@@ -63,31 +56,13 @@ func configCommand(file *string) *cobra.Command {
 			if err != nil {
 				return err
 			}
-			return printConfig(cmd.OutOrStdout(), conf, from)
+			return settings(&conf).Print(cmd.OutOrStdout(), from)
 		},
 	}
-}
-
-func versionCommand() *cobra.Command {
-	var output string
-	cmd := &cobra.Command{
-		Use:   "version",
-		Short: "Print the version",
-		Args:  cobra.NoArgs,
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			v := readVersion()
-			return printAs(cmd.OutOrStdout(), output, v, func(w io.Writer) error {
-				_, err := fmt.Fprintln(w, v)
-				return err
-			})
-		},
-	}
-	outputFlag(cmd, &output)
-	return cmd
 }
 
 func checkCommand(file *string) *cobra.Command {
-	var output string
+	var format string
 	cmd := &cobra.Command{
 		Use:   "check",
 		Short: "Tell what this host offers to run virtual machines, what it lacks, and what to do about it",
@@ -100,32 +75,12 @@ func checkCommand(file *string) *cobra.Command {
 				return err
 			}
 			report := checkHost(cmd.Context(), conf)
-			if err := printAs(cmd.OutOrStdout(), output, report, report.table); err != nil {
+			if err := output.Print(cmd.OutOrStdout(), format, report, report.table); err != nil {
 				return err
 			}
 			return report.err()
 		},
 	}
-	outputFlag(cmd, &output)
+	output.Flag(cmd, &format)
 	return cmd
-}
-
-const (
-	outputTable = "table"
-	outputJSON  = "json"
-)
-
-func outputFlag(cmd *cobra.Command, output *string) {
-	*output = outputTable
-	cmd.Flags().VarP(choice(output, outputTable, outputJSON), "output", "o", "output format: table for people, json for programs")
-}
-
-// printAs prints for people or for programs.
-func printAs(w io.Writer, output string, v any, people func(io.Writer) error) error {
-	if output != outputJSON {
-		return people(w)
-	}
-	enc := json.NewEncoder(w)
-	enc.SetIndent("", "  ")
-	return enc.Encode(v)
 }

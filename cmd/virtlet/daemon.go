@@ -10,7 +10,6 @@ import (
 	"sync"
 	"time"
 
-	sd "github.com/coreos/go-systemd/v22/daemon"
 	"github.com/sirupsen/logrus"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
@@ -19,6 +18,10 @@ import (
 	"google.golang.org/grpc/reflection"
 	"google.golang.org/grpc/status"
 
+	"github.com/virtlet/virtlet/cmd/internal/logging"
+	"github.com/virtlet/virtlet/cmd/internal/socket"
+	"github.com/virtlet/virtlet/cmd/internal/systemd"
+	"github.com/virtlet/virtlet/cmd/internal/version"
 	"github.com/virtlet/virtlet/runtime/cri"
 )
 
@@ -36,7 +39,7 @@ func calmGarbage() {
 // runDaemon serves until ctx ends. The order is: open the state, listen, recover, be ready; so a caller never finds a
 // socket without an answer, and nothing is answered from half a memory.
 func runDaemon(ctx context.Context, conf Config) (err error) {
-	log, err := newLogger(conf, os.Stderr)
+	log, err := logging.New(conf.LogLevel, conf.LogFormat, os.Stderr)
 	if err != nil {
 		return err
 	}
@@ -47,7 +50,7 @@ func runDaemon(ctx context.Context, conf Config) (err error) {
 		return err
 	}
 	calmGarbage()
-	log.WithField("version", readVersion().Version).Info("virtlet is starting")
+	log.WithField("version", version.Of(program).Version).Info("virtlet is starting")
 
 	parts, err := assemble(ctx, conf, log)
 	if err != nil {
@@ -55,7 +58,7 @@ func runDaemon(ctx context.Context, conf Config) (err error) {
 	}
 	defer func() { err = errors.Join(err, parts.close()) }()
 
-	sock, err := listen(ctx, conf.Listen)
+	sock, err := socket.Listen(ctx, conf.Listen)
 	if err != nil {
 		return err
 	}
@@ -71,7 +74,9 @@ func runDaemon(ctx context.Context, conf Config) (err error) {
 			log.WithError(err).Error("attach and port-forward have ended")
 		}
 	})
-	tasks.Go(func() { keepWatchdog(background, conf.Listen, log) })
+	tasks.Go(func() {
+		systemd.KeepWatchdog(background, log, func(ctx context.Context, limit time.Duration) error { return answers(ctx, conf.Listen, limit) })
+	})
 
 	if err := recoverVMs(ctx, parts, log); err != nil {
 		srv.stop(conf.StopTimeout)
@@ -80,7 +85,7 @@ func runDaemon(ctx context.Context, conf Config) (err error) {
 	tasks.Go(func() { parts.collectImages(background) })
 	if ctx.Err() == nil {
 		srv.health.SetServingStatus("", healthpb.HealthCheckResponse_SERVING)
-		notify(log, sd.SdNotifyReady)
+		systemd.Notify(log, systemd.Ready)
 		log.Info("ready")
 	}
 
@@ -89,7 +94,7 @@ func runDaemon(ctx context.Context, conf Config) (err error) {
 	case err = <-srv.failed:
 		err = fmt.Errorf("serving on %s: %w", conf.Listen, err)
 	}
-	notify(log, sd.SdNotifyStopping)
+	systemd.Notify(log, systemd.Stopping)
 	log.Info("stopping; virtual machines go on running")
 	parts.cri.Close()
 	err = errors.Join(err, parts.streams.Close()) // or their clients would hold up the stop
@@ -118,7 +123,7 @@ type server struct {
 	ending chan struct{}
 }
 
-func newServer(services *cri.Server, sock *socket) *server {
+func newServer(services *cri.Server, sock *socket.Socket) *server {
 	s := &server{health: health.NewServer(), failed: make(chan error, 1), ending: make(chan struct{})}
 	s.grpc = grpc.NewServer(
 		grpc.MaxRecvMsgSize(maxMessage),

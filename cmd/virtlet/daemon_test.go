@@ -29,8 +29,8 @@ func testConfig(t *testing.T) Config {
 	return conf
 }
 
-// systemd plays the side of systemd that a service talks to; it returns what the daemon says.
-func systemd(t *testing.T) <-chan string {
+// playSystemd plays the side of systemd that a service talks to; it returns what the daemon says.
+func playSystemd(t *testing.T) <-chan string {
 	t.Helper()
 	path := filepath.Join(t.TempDir(), "n")
 	conn, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: path, Net: "unixgram"})
@@ -73,7 +73,7 @@ func TestDaemon(t *testing.T) {
 	if os.Geteuid() != 0 {
 		t.Skip("needs root")
 	}
-	said := systemd(t)
+	said := playSystemd(t)
 	t.Setenv("WATCHDOG_USEC", "300000")
 	conf := testConfig(t)
 	ctx, stop := context.WithCancel(t.Context())

@@ -9,6 +9,8 @@ import (
 	"github.com/sirupsen/logrus"
 
 	"github.com/virtlet/virtlet/cgroups"
+	"github.com/virtlet/virtlet/cmd/internal/socket"
+	"github.com/virtlet/virtlet/cmd/internal/version"
 	"github.com/virtlet/virtlet/netns/cni"
 	"github.com/virtlet/virtlet/runtime/cri"
 	"github.com/virtlet/virtlet/runtime/image"
@@ -32,7 +34,7 @@ type parts struct {
 // assemble opens what survives a restart and makes every part, without touching a VM.
 func assemble(ctx context.Context, conf Config, log *logrus.Entry) (_ *parts, err error) {
 	for _, dir := range []string{conf.StateDir, conf.RunDir} {
-		if err := privateDir(dir); err != nil {
+		if err := socket.PrivateDir(dir); err != nil {
 			return nil, fmt.Errorf("preparing the daemon's directories: %w", err)
 		}
 	}
@@ -63,7 +65,7 @@ func assemble(ctx context.Context, conf Config, log *logrus.Entry) (_ *parts, er
 		return nil, err
 	}
 	p.cri = cri.New(cri.Config{
-		Version:        readVersion().Version,
+		Version:        version.Of(program).Version,
 		Handlers:       conf.Handlers,
 		AllowSpoofing:  conf.AllowSpoofing,
 		CgroupDriver:   host.driver,
