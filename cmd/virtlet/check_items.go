@@ -15,6 +15,7 @@ import (
 	"k8s.io/apimachinery/pkg/api/resource"
 
 	"github.com/virtlet/virtlet/cgroups"
+	"github.com/virtlet/virtlet/cmd/internal/checklist"
 	"github.com/virtlet/virtlet/cmd/internal/socket"
 	"github.com/virtlet/virtlet/netns/cni"
 	"github.com/virtlet/virtlet/sandbox/domain"
@@ -38,21 +39,11 @@ func newProber(conf Config) prober {
 	}
 }
 
-func ok(name, format string, args ...any) checkItem {
-	return checkItem{Name: name, State: stateOK, Detail: oneLine(fmt.Sprintf(format, args...))}
-}
+func ok(name, format string, args ...any) checkItem { return checklist.Pass(name, format, args...) }
 
-func warning(name, detail, todo string) checkItem {
-	return checkItem{Name: name, State: stateWarning, Detail: oneLine(detail), Todo: todo}
-}
+func warning(name, detail, todo string) checkItem { return checklist.Warn(name, detail, todo) }
 
-func missing(name, detail, todo string) checkItem {
-	return checkItem{Name: name, State: stateMissing, Detail: oneLine(detail), Todo: todo}
-}
-
-func oneLine(s string) string {
-	return strings.Join(strings.FieldsFunc(s, func(r rune) bool { return r == '\n' }), "; ")
-}
+func missing(name, detail, todo string) checkItem { return checklist.Fail(name, detail, todo) }
 
 // neededCaps are what netns, tap, cgroup and QEMU's cage take of root's rights.
 var neededCaps = []struct {

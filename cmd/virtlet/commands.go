@@ -75,10 +75,10 @@ func checkCommand(file *string) *cobra.Command {
 				return err
 			}
 			report := checkHost(cmd.Context(), conf)
-			if err := output.Print(cmd.OutOrStdout(), format, report, report.table); err != nil {
+			if err := output.Print(cmd.OutOrStdout(), format, report, report.Table); err != nil {
 				return err
 			}
-			return report.err()
+			return checkError(report)
 		},
 	}
 	output.Flag(cmd, &format)

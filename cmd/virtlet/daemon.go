@@ -6,19 +6,15 @@ import (
 	"fmt"
 	"os"
 	"runtime/debug"
-	"strings"
 	"sync"
 	"time"
 
 	"github.com/sirupsen/logrus"
 	"google.golang.org/grpc"
-	"google.golang.org/grpc/codes"
-	"google.golang.org/grpc/health"
-	healthpb "google.golang.org/grpc/health/grpc_health_v1"
 	"google.golang.org/grpc/reflection"
-	"google.golang.org/grpc/status"
 
 	"github.com/virtlet/virtlet/cmd/internal/logging"
+	"github.com/virtlet/virtlet/cmd/internal/serving"
 	"github.com/virtlet/virtlet/cmd/internal/socket"
 	"github.com/virtlet/virtlet/cmd/internal/systemd"
 	"github.com/virtlet/virtlet/cmd/internal/version"
@@ -62,7 +58,8 @@ func runDaemon(ctx context.Context, conf Config) (err error) {
 	if err != nil {
 		return err
 	}
-	srv := newServer(parts.cri, sock)
+	srv := newServer(parts.cri)
+	srv.Serve(sock)
 	log.WithField("socket", conf.Listen).Info("listening")
 
 	var tasks sync.WaitGroup
@@ -79,26 +76,26 @@ func runDaemon(ctx context.Context, conf Config) (err error) {
 	})
 
 	if err := recoverVMs(ctx, parts, log); err != nil {
-		srv.stop(conf.StopTimeout)
+		srv.Stop(conf.StopTimeout)
 		return errors.Join(err, parts.streams.Close())
 	}
 	tasks.Go(func() { parts.collectImages(background) })
 	if ctx.Err() == nil {
-		srv.health.SetServingStatus("", healthpb.HealthCheckResponse_SERVING)
+		srv.Healthy()
 		systemd.Notify(log, systemd.Ready)
 		log.Info("ready")
 	}
 
 	select {
 	case <-ctx.Done():
-	case err = <-srv.failed:
+	case err = <-srv.Failed:
 		err = fmt.Errorf("serving on %s: %w", conf.Listen, err)
 	}
 	systemd.Notify(log, systemd.Stopping)
 	log.Info("stopping; virtual machines go on running")
 	parts.cri.Close()
 	err = errors.Join(err, parts.streams.Close()) // or their clients would hold up the stop
-	srv.stop(conf.StopTimeout)
+	srv.Stop(conf.StopTimeout)
 	return err
 }
 
@@ -115,75 +112,15 @@ func recoverVMs(ctx context.Context, parts *parts, log *logrus.Entry) error {
 	return err
 }
 
-// server is the gRPC side of the daemon.
-type server struct {
-	grpc   *grpc.Server
-	health *health.Server
-	failed chan error
-	ending chan struct{}
-}
-
-func newServer(services *cri.Server, sock *socket.Socket) *server {
-	s := &server{health: health.NewServer(), failed: make(chan error, 1), ending: make(chan struct{})}
-	s.grpc = grpc.NewServer(
+// newServer serves CRI. What a stop cuts off is recorded as an intent, and the next daemon carries it on.
+func newServer(services *cri.Server) *serving.Server {
+	srv := serving.New(program,
 		grpc.MaxRecvMsgSize(maxMessage),
 		grpc.MaxSendMsgSize(maxMessage),
 		grpc.UnaryInterceptor(services.UnaryInterceptor),
-		grpc.ChainStreamInterceptor(s.endStream, services.StreamInterceptor),
-		grpc.WaitForHandlers(true),
+		grpc.ChainStreamInterceptor(services.StreamInterceptor),
 	)
-	s.health.SetServingStatus("", healthpb.HealthCheckResponse_NOT_SERVING)
-	services.Register(s.grpc)
-	healthpb.RegisterHealthServer(s.grpc, s.health)
-	reflection.Register(s.grpc)
-	go func() {
-		if err := s.grpc.Serve(sock); err != nil {
-			s.failed <- err
-		}
-	}()
-	return s
-}
-
-// endStream ends the streams of health and reflection with the server: their clients may watch for ever and would hold
-// up the stop. Those of CRI end by themselves.
-func (s *server) endStream(srv any, stream grpc.ServerStream, info *grpc.StreamServerInfo, handle grpc.StreamHandler) error {
-	if strings.HasPrefix(info.FullMethod, cri.MethodPrefix) {
-		return handle(srv, stream)
-	}
-	done := make(chan error, 1)
-	go func() { done <- handle(srv, stream) }() // its context ends with this call
-	select {
-	case err := <-done:
-		return err
-	case <-s.ending:
-		return status.Error(codes.Unavailable, "virtlet is stopping")
-	}
-}
-
-// stop waits for the requests under way, but not for ever: a StopContainer may have minutes of grace left. After the
-// limit they are cancelled and have as long again to clean up. What is cut off even then is recorded as an intent, and
-// the next daemon carries it on.
-func (s *server) stop(limit time.Duration) {
-	s.health.Shutdown()
-	close(s.ending)
-	if !within(limit, s.grpc.GracefulStop) {
-		within(limit, s.grpc.Stop)
-	}
-}
-
-// within runs f and tells whether it ended in time; else it is left running.
-func within(limit time.Duration, f func()) bool {
-	done := make(chan struct{})
-	go func() {
-		defer close(done)
-		f()
-	}()
-	timer := time.NewTimer(limit)
-	defer timer.Stop()
-	select {
-	case <-done:
-		return true
-	case <-timer.C:
-		return false
-	}
+	services.Register(srv.GRPC())
+	reflection.Register(srv.GRPC())
+	return srv
 }

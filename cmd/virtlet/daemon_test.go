@@ -217,14 +217,3 @@ func TestDaemon_refused(t *testing.T) {
 		})
 	}
 }
-
-func TestWithin(t *testing.T) {
-	if !within(time.Minute, func() {}) {
-		t.Error("what ends at once did not end in time")
-	}
-	never := make(chan struct{})
-	defer close(never)
-	if within(time.Millisecond, func() { <-never }) {
-		t.Error("what never ends did end in time")
-	}
-}
