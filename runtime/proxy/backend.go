@@ -76,10 +76,16 @@ func (b *backend) pass(ctx context.Context, c *call, req frame) (frame, error) {
 	if len(header) > 0 {
 		_ = c.stream.SetHeader(header) // it fails only when the caller has gone
 	}
+	c.setTrailer(trailer)
+	return resp, err
+}
+
+// setTrailer hands a runtime's trailer on, without what belongs to the status: it is sent with that.
+func (c *call) setTrailer(trailer metadata.MD) {
+	delete(trailer, "grpc-status-details-bin")
 	if len(trailer) > 0 {
 		c.stream.SetTrailer(trailer)
 	}
-	return resp, err
 }
 
 // open makes a call that is answered by a stream.

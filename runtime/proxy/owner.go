@@ -2,6 +2,7 @@ package proxy
 
 import (
 	"context"
+	"time"
 
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
@@ -61,8 +62,11 @@ func (p *Proxy) twice(k kind, id string, one, other int) error {
 // the pod is gone.
 func unsure(ctx context.Context, cause error, format string, args ...any) error {
 	code := codes.Unavailable
-	if ctx.Err() != nil {
-		code = status.FromContextError(ctx.Err()).Code()
+	switch deadline, limited := ctx.Deadline(); {
+	case limited && !deadline.After(time.Now()): // a runtime may have noticed before ctx did
+		code = codes.DeadlineExceeded
+	case ctx.Err() != nil:
+		code = codes.Canceled
 	}
 	return status.Errorf(code, format+": %s", append(args, status.Convert(cause).Message())...)
 }

@@ -56,6 +56,7 @@ type Proxy struct {
 	handlers *handlers
 	rules    map[string]rule
 	log      *logrus.Entry
+	patience time.Duration
 
 	told   sync.Map // what the log has told once
 	ending chan struct{}
@@ -66,7 +67,7 @@ type Proxy struct {
 func New(conf Config) (*Proxy, error) {
 	p := &Proxy{
 		ledger: newLedger(len(conf.Runtimes)), handlers: newHandlers(len(conf.Runtimes)),
-		rules: rules(), log: conf.Log, ending: make(chan struct{}),
+		rules: rules(), log: conf.Log, patience: patience, ending: make(chan struct{}),
 	}
 	p.end = sync.OnceFunc(func() { close(p.ending) })
 	for i, r := range conf.Runtimes {

@@ -16,7 +16,7 @@ import (
 // handlersField is runtime_handlers in StatusResponse.
 const handlersField = 3
 
-// patience is how long Status waits for a runtime without which the node is ready all the same: kubelet asks every few
+// patience is by default how long Status waits for a runtime without which the node is ready all the same: kubelet asks every few
 // seconds, and must not lose the node over a runtime that hangs.
 const patience = 2 * time.Second
 
@@ -53,7 +53,7 @@ func nodeStatus(ctx context.Context, p *Proxy, c *call) (frame, error) {
 func (p *Proxy) report(ctx context.Context, c *call, b *backend) report {
 	if !b.Essential {
 		var cancel func()
-		ctx, cancel = context.WithTimeout(ctx, patience)
+		ctx, cancel = context.WithTimeout(ctx, p.patience)
 		defer cancel()
 	}
 	r := report{b: b, StatusResponse: &runtimeapi.StatusResponse{}}

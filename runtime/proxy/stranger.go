@@ -121,7 +121,7 @@ func relay(ctx context.Context, c *call, b *backend) error {
 			}
 		}
 		if err != nil {
-			c.stream.SetTrailer(stream.Trailer())
+			c.setTrailer(stream.Trailer())
 			if errors.Is(err, io.EOF) {
 				return nil
 			}
