@@ -6,6 +6,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"time"
 
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
@@ -45,11 +46,13 @@ func (p *Proxy) byHandler(ctx context.Context, name string) (*backend, error) {
 	}
 	told := make([][]string, len(p.backends))
 	failed := make([]error, len(p.backends))
-	_ = each(ctx, p.backends, func(ctx context.Context, i int, b *backend) error {
+	asking, cancel := context.WithCancel(ctx)
+	defer cancel()
+	_ = each(asking, p.backends, func(ctx context.Context, i int, b *backend) error {
 		if told[i], failed[i] = p.handlersOf(ctx, b); len(b.Handlers) == 0 && slices.Contains(told[i], name) {
-			return errGivenUp // nobody waits for one that hangs
+			time.AfterFunc(p.patience, cancel) // found; one that hangs is not waited for
 		}
-		return nil // another may have it
+		return nil
 	})
 	var found []*backend
 	var known []string

@@ -16,8 +16,8 @@ import (
 // handlersField is runtime_handlers in StatusResponse.
 const handlersField = 3
 
-// patience is by default how long Status waits for a runtime without which the node is ready all the same: kubelet asks every few
-// seconds, and must not lose the node over a runtime that hangs.
+// patience is how long a runtime that hangs is waited for where the answer can do without its own: Status is asked every few
+// seconds, and kubelet must not lose the node over a runtime that is not essential.
 const patience = 2 * time.Second
 
 // ReasonDown is the reason of the condition of a runtime that does not answer.
