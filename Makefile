@@ -96,26 +96,30 @@ lint: check ## Run golangci-lint (built at first use, which takes minutes)
 	$(GO) run $(GOLANGCI_LINT) run ./...
 
 .PHONY: install
-install: build ## Install programs, systemd unit, example configuration and manifests below PREFIX
+install: build ## Install programs, systemd units, example configuration and manifests below PREFIX
 	$(INSTALLER) install -d $(DESTDIR)$(PREFIX)/bin $(DESTDIR)$(UNITDIR) $(DESTDIR)$(SYSCONFDIR)/virtlet $(EXAMPLES)
 	$(INSTALLER) install -m 0755 bin/* $(DESTDIR)$(PREFIX)/bin/
-	sed 's|@BINDIR@|$(PREFIX)/bin|' deploy/virtlet.service | $(INSTALLER) install -m 0644 /dev/stdin $(DESTDIR)$(UNITDIR)/virtlet.service
+	@for unit in virtlet criproxy; do \
+		sed 's|@BINDIR@|$(PREFIX)/bin|' deploy/$$unit.service | $(INSTALLER) install -m 0644 /dev/stdin $(DESTDIR)$(UNITDIR)/$$unit.service || exit 1; done
 	$(INSTALLER) install -m 0644 deploy/virtlet.yaml deploy/runtimeclass.yaml deploy/examples/* deploy/cni/* $(EXAMPLES)
+	$(INSTALLER) install -m 0644 deploy/criproxy.yaml $(EXAMPLES)
 	@# The operator's own configuration stays.
-	[ -e $(DESTDIR)$(SYSCONFDIR)/virtlet/virtlet.yaml ] || \
-		$(INSTALLER) install -m 0644 deploy/virtlet.yaml $(DESTDIR)$(SYSCONFDIR)/virtlet/virtlet.yaml
+	@for conf in virtlet criproxy; do [ -e $(DESTDIR)$(SYSCONFDIR)/virtlet/$$conf.yaml ] || \
+		$(INSTALLER) install -m 0644 deploy/$$conf.yaml $(DESTDIR)$(SYSCONFDIR)/virtlet/$$conf.yaml || exit 1; done
 	@$(RELOAD)
 	@echo "Installed. What this host lacks: $(PREFIX)/bin/virtlet check. Examples, a CNI configuration among them: $(PREFIX)/share/virtlet"
 
 .PHONY: uninstall
 uninstall: ## Remove what install put there; configuration and state stay
-	$(INSTALLER) rm -f $(addprefix $(DESTDIR)$(PREFIX)/bin/,$(notdir $(wildcard cmd/*))) $(DESTDIR)$(UNITDIR)/virtlet.service
+	$(INSTALLER) rm -f $(addprefix $(DESTDIR)$(PREFIX)/bin/,$(PROGRAMS)) $(addprefix $(DESTDIR)$(UNITDIR)/,virtlet.service criproxy.service)
 	$(INSTALLER) rm -rf $(EXAMPLES)
 	@$(RELOAD)
 
 .PHONY: clean
 clean: ## Remove what was built (the cache of test images stays)
 	rm -rf bin build
+
+PROGRAMS = $(patsubst cmd/%/main.go,%,$(wildcard cmd/*/main.go))
 
 # A package is staged into DESTDIR without rights.
 INSTALLER = $(if $(DESTDIR),,$(SUDO))
