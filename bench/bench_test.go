@@ -29,7 +29,7 @@ type repeats struct {
 
 func howOften() repeats {
 	if testing.Short() {
-		return repeats{boots: 2, sandboxes: 3, lists: 2, listCalls: 50, pods: 10, vms: 2, windows: 2, window: time.Second, proxied: 100, proxiedCalls: 200}
+		return repeats{boots: 2, sandboxes: 3, lists: 2, listCalls: 50, pods: 10, vms: 2, windows: 2, window: time.Second, proxied: 500, proxiedCalls: 500}
 	}
 	return repeats{boots: 15, sandboxes: 30, lists: 10, listCalls: 500, pods: 200, vms: 20, windows: 10, window: 3 * time.Second, proxied: 500, proxiedCalls: 2000}
 }

@@ -19,27 +19,27 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
 
-// proxied measures what criproxy adds to a call, and to the lists, with many pods behind it.
+// proxied measures what criproxy adds to a call, and to the lists, with many pods behind it: most of them with the one
+// runtime, which then is the slower one and the peer, and half with each, where the peer is a runtime that has them all.
 func proxied(ctx context.Context, t *testing.T, b *run) ([]Row, error) {
-	var rows []Row
-	for _, split := range [][2]int{{b.proxied - b.proxied/10, b.proxied / 10}, {b.proxied / 2, b.proxied / 2}} {
-		more, err := proxiedPods(ctx, t, b, split)
-		if err != nil {
-			return nil, err
-		}
-		rows = append(rows, more...)
+	most, err := proxiedPods(ctx, t, b, [2]int{b.proxied - b.proxied/10, b.proxied / 10}, "the slower runtime", Target{Ratio, 1.3})
+	if err != nil {
+		return nil, err
 	}
-	return rows, nil
+	halves, err := proxiedPods(ctx, t, b, [2]int{b.proxied / 2, b.proxied / 2}, "one runtime with all", Target{})
+	return append(most, halves...), err
 }
 
-func proxiedPods(ctx context.Context, t *testing.T, b *run, pods [2]int) ([]Row, error) {
+func proxiedPods(ctx context.Context, t *testing.T, b *run, pods [2]int, peer string, target Target) ([]Row, error) {
 	dir, err := os.MkdirTemp("", "bench-proxy-")
 	if err != nil {
 		return nil, err
 	}
 	t.Cleanup(func() { os.RemoveAll(dir) })
 	var runtimes []string
-	for i, hex := range []string{"a", "b"} {
+	// The last is no runtime of the proxy's, but the peer where that has all pods.
+	for i, n := range []int{pods[0], pods[1], pods[0] + pods[1]} {
+		hex := string("abc"[i])
 		endpoint := "unix://" + filepath.Join(dir, hex)
 		runtimes = append(runtimes, endpoint)
 		self, err := os.Executable()
@@ -47,7 +47,7 @@ func proxiedPods(ctx context.Context, t *testing.T, b *run, pods [2]int) ([]Row,
 			return nil, err
 		}
 		cmd := exec.CommandContext(ctx, self, "-test.run=^TestScriptedRuntime$")
-		cmd.Env = append(os.Environ(), fmt.Sprintf("%s=%s %s %d", scriptedRuntime, strings.TrimPrefix(endpoint, "unix://"), hex, pods[i]))
+		cmd.Env = append(os.Environ(), fmt.Sprintf("%s=%s %s %d", scriptedRuntime, strings.TrimPrefix(endpoint, "unix://"), hex, n))
 		if err := start(t, cmd, "listening"); err != nil {
 			return nil, err
 		}
@@ -60,6 +60,12 @@ func proxiedPods(ctx context.Context, t *testing.T, b *run, pods [2]int) ([]Row,
 	direct, err := connect(t, runtimes[0])
 	if err != nil {
 		return nil, err
+	}
+	lister := direct
+	if target.Kind == None {
+		if lister, err = connect(t, runtimes[2]); err != nil {
+			return nil, err
+		}
 	}
 	through, err := connect(t, front)
 	if err != nil {
@@ -80,24 +86,25 @@ func proxiedPods(ctx context.Context, t *testing.T, b *run, pods [2]int) ([]Row,
 	}
 	var rows []Row
 	for _, m := range []struct {
-		what  string
-		calls int
-		call  func(runtimeapi.RuntimeServiceClient, int) error
-		p50   Target
-		p99   Target
+		what     string
+		calls    int
+		direct   runtimeapi.RuntimeServiceClient
+		peer     string
+		call     func(runtimeapi.RuntimeServiceClient, int) error
+		p50, p99 Target
 	}{
-		{"ContainerStatus", b.proxiedCalls, status, Target{More, 0.3}, Target{More, 1}},
-		{"ListPodSandbox", b.proxiedCalls / 10, listPods, Target{Ratio, 1.3}, Target{}},
-		{"ListContainers", b.proxiedCalls / 10, listContainers, Target{Ratio, 1.3}, Target{}},
+		{"ContainerStatus", b.proxiedCalls, direct, "the runtime itself", status, Target{More, 0.3}, Target{More, 1}},
+		{"ListPodSandbox", b.proxiedCalls / 10, lister, peer, listPods, target, Target{}},
+		{"ListContainers", b.proxiedCalls / 10, lister, peer, listContainers, target, Target{}},
 	} {
-		peer, ours, err := takeTurns(b.lists, m.calls, direct, through, m.call)
+		theirs, ours, err := takeTurns(b.lists, m.calls, m.direct, through, m.call)
 		if err != nil {
 			return nil, fmt.Errorf("%s: %w", m.what, err)
 		}
 		name := m.what + " by criproxy, " + behind
 		rows = append(rows,
-			Row{name + ", median", "ms", "the runtime itself", peer[0], ours[0], m.p50},
-			Row{name + ", p99", "ms", "the runtime itself", peer[1], ours[1], m.p99})
+			Row{name + ", median", "ms", m.peer, theirs[0], ours[0], m.p50},
+			Row{name + ", p99", "ms", m.peer, theirs[1], ours[1], m.p99})
 	}
 	memory, err := pss(proxy.Process.Pid)
 	return append(rows, Row{"PSS of criproxy, " + behind, "MiB", "", nil, Sample{memory}, Target{AtMost, 30}}), err

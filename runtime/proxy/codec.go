@@ -1,6 +1,8 @@
 package proxy
 
 import (
+	"slices"
+
 	"google.golang.org/grpc/encoding"
 	protocodec "google.golang.org/grpc/encoding/proto"
 	"google.golang.org/grpc/mem"
@@ -29,6 +31,9 @@ func (f frame) bytes() []byte {
 	return f.parts.Materialize()
 }
 
+// free gives buffers back to gRPC; the frame is gone then.
+func (f frame) free() { f.parts.Free() }
+
 // codec passes frames as they are, and other messages, such as those of the health service, as protobuf.
 type codec struct{}
 
@@ -47,11 +52,17 @@ func (codec) Marshal(v any) (mem.BufferSlice, error) {
 	return f.parts, nil
 }
 
-// Unmarshal copies, since gRPC uses its buffers again.
+// Unmarshal copies what is in one buffer, since gRPC uses that again. Of what is larger, such as a list, the buffers are kept:
+// who has sent it on may free them, and else they are garbage.
 func (codec) Unmarshal(data mem.BufferSlice, v any) error {
 	f, ok := v.(*frame)
 	if !ok {
 		return encoding.GetCodecV2(protocodec.Name).Unmarshal(data, v)
+	}
+	if len(data) > 1 {
+		data.Ref()
+		*f = frame{slices.Clone(data)}
+		return nil
 	}
 	*f = newFrame(data.Materialize())
 	return nil

@@ -127,9 +127,6 @@ func (l *ledger) time() uint64 {
 // record enters what a runtime listed. A whole list, begun at the given time, also makes the ledger forget what it does
 // not hold, unless that was learnt since. It gives an id that another runtime has too, and which, or nil.
 func (l *ledger) record(runtime int, k kind, items []item, whole bool, begun uint64) (twice []byte, other int) {
-	if l.same(runtime, k, items, whole) {
-		return nil, 0
-	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.now++
@@ -150,19 +147,19 @@ func (l *ledger) record(runtime int, k kind, items []item, whole bool, begun uin
 	return twice, other
 }
 
-// same tells whether record would change nothing and find nothing, which is so nearly always.
-func (l *ledger) same(runtime int, k kind, items []item, whole bool) bool {
+// same tells whether record would change nothing and find nothing for a list with these ids, which is so nearly always.
+func (l *ledger) same(runtime int, k kind, ids [][]byte, whole bool) bool {
 	l.mu.RLock()
 	defer l.mu.RUnlock()
 	mine := l.entries[runtime][k]
-	if whole && len(mine) != len(items) {
+	if whole && len(mine) != len(ids) {
 		return false
 	}
-	for _, it := range items {
-		if _, known := mine[string(it.id)]; !known {
+	for _, id := range ids {
+		if _, known := mine[string(id)]; !known {
 			return false
 		}
-		if _, has := l.elsewhere(runtime, k, it.id); has {
+		if _, has := l.elsewhere(runtime, k, id); has {
 			return false
 		}
 	}

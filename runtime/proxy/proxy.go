@@ -168,7 +168,9 @@ func unary(answer func(ctx context.Context, p *Proxy, c *call) (frame, error)) r
 		if err != nil {
 			return err
 		}
-		return c.stream.SendMsg(&resp)
+		err = c.stream.SendMsg(&resp)
+		resp.free()
+		return err
 	}
 }
 
