@@ -110,6 +110,7 @@ func (l listing) ids(list frame) (ids [][]byte, ok bool) {
 		n, err := binary.ReadUvarint(r)
 		return int(n), err == nil && n <= uint64(r.Remaining())
 	}
+	var block []byte
 	for r.Remaining() > 0 {
 		size, ok := enter()
 		end := r.Remaining() - size
@@ -122,7 +123,11 @@ func (l listing) ids(list frame) (ids [][]byte, ok bool) {
 		if !ok || r.Remaining()-size < end || size > maxID {
 			return nil, false
 		}
-		id := make([]byte, size)
+		if cap(block)-len(block) < size {
+			block = make([]byte, 0, 64*maxID) // one for many
+		}
+		id := block[len(block) : len(block)+size : len(block)+size]
+		block = block[:len(block)+size]
 		if _, err := io.ReadFull(r, id); err != nil {
 			return nil, false
 		}
