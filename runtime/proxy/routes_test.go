@@ -167,6 +167,9 @@ func eachRoute(t *testing.T, test func(t *testing.T, full string, m protoreflect
 			continue
 		}
 		for _, hex := range []string{"a", "b"} {
+			if hex == "b" && r.to != owner && r.to != haver {
+				continue // it is about nobody's thing
+			}
 			t.Run(path.Base(full)+"/of_"+nodeOf(hex).name, func(t *testing.T) {
 				t.Parallel()
 				test(t, full, m, r, hex)
