@@ -18,7 +18,7 @@ const wholeImageID = 64
 
 // imageStatus is what the one runtime says to which the image's name leads. An id leads nowhere: all are asked.
 func imageStatus(ctx context.Context, p *Proxy, c *call) (frame, error) {
-	raw, spec, err := imageSpec(c)
+	_, spec, err := imageSpec(c)
 	if err != nil {
 		return frame{}, err
 	}
@@ -27,7 +27,7 @@ func imageStatus(ctx context.Context, p *Proxy, c *call) (frame, error) {
 	case err != nil:
 		return frame{}, err
 	case b == nil && imageID.MatchString(spec.GetImage()) && len(p.backends) > 1:
-		return p.imageByID(ctx, c, raw, spec.GetImage())
+		return p.imageByID(ctx, c, spec.GetImage())
 	case b == nil:
 		b = p.defaultBackend()
 	}
@@ -35,16 +35,15 @@ func imageStatus(ctx context.Context, p *Proxy, c *call) (frame, error) {
 }
 
 // imageByID is the answer of the first runtime that has an image of that id.
-func (p *Proxy) imageByID(ctx context.Context, c *call, spec []byte, id string) (frame, error) {
+func (p *Proxy) imageByID(ctx context.Context, c *call, id string) (frame, error) {
 	answers := make([]frame, len(p.backends))
 	images := make([][]byte, len(p.backends))
 	failed := make([]error, len(p.backends))
 	_ = each(ctx, p.backends, func(ctx context.Context, i int, b *backend) error {
-		if answers[i], failed[i] = b.pass(ctx, c, c.req); failed[i] != nil {
-			return nil // another may have it
+		if answers[i], failed[i] = b.pass(ctx, c, c.req); failed[i] == nil {
+			images[i], failed[i] = lookUp(answers[i].bytes(), 1)
 		}
-		images[i], failed[i] = lookUp(answers[i].bytes(), 1)
-		return nil
+		return nil // another may have it
 	})
 	whole := len(strings.TrimPrefix(id, "sha256:")) == wholeImageID
 	found := -1
