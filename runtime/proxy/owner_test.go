@@ -240,7 +240,7 @@ func TestPassThrough(t *testing.T) {
 			stream.SetTrailer(map[string][]string{"tail-bin": {"\x00\xff"}})
 			return send(stream, &runtimeapi.AttachResponse{})
 		})
-		ctx := metadataContext(t.Context(), "traceparent", "00-1-2-03", "key-bin", "\x00\x01")
+		ctx := metadataContext(t.Context(), "traceparent", "00-1-2-03", "key-bin", "\x00\x01", "grpc-accept-encoding", "gzip")
 		header, trailer, err := attach(ctx, p, id("bc"))
 		if err != nil || strings.Join(header.Get("head"), ",") != "1,2" || strings.Join(trailer.Get("tail-bin"), "") != "\x00\xff" {
 			t.Errorf("header %v, trailer %v, %v", header, trailer, err)
@@ -249,8 +249,10 @@ func TestPassThrough(t *testing.T) {
 		if len(got) != 1 || strings.Join(got[0].md.Get("traceparent"), "") != "00-1-2-03" || strings.Join(got[0].md.Get("key-bin"), "") != "\x00\x01" {
 			t.Errorf("the runtime got %v", got)
 		}
-		if n := len(got[0].md.Get("content-type")); n != 1 {
-			t.Errorf("%d content types", n)
+		for key, n := range map[string]int{"content-type": 1, "user-agent": 1, ":authority": 1, "grpc-accept-encoding": 0} {
+			if values := got[0].md.Get(key); len(values) != n {
+				t.Errorf("%s: %q", key, values)
+			}
 		}
 	})
 	t.Run("deadline_and_cancellation", func(t *testing.T) {

@@ -146,18 +146,14 @@ func (p *Proxy) answer(ctx context.Context, c *call) error {
 	return answer(ctx, p, c)
 }
 
-// outgoing hands the caller's metadata on; its deadline and cancellation are in the context anyway. What gRPC writes
-// itself for each hop stays behind.
+// outgoing hands the caller's metadata on; its deadline and cancellation are in the context anyway. gRPC leaves out what it
+// writes itself for each hop, but for the encodings that the caller can read: those that the proxy can are none.
 func outgoing(ctx context.Context) context.Context {
 	in, ok := metadata.FromIncomingContext(ctx)
 	if !ok {
 		return ctx
 	}
-	for key := range in {
-		if strings.HasPrefix(key, ":") || key == "content-type" || key == "user-agent" || key == "grpc-accept-encoding" {
-			delete(in, key) // a copy
-		}
-	}
+	delete(in, "grpc-accept-encoding") // of a copy
 	return metadata.NewOutgoingContext(ctx, in)
 }
 
