@@ -23,6 +23,9 @@ import (
 // large for kubelet fails there and as it would without a proxy.
 const MaxMessage = 32 << 20
 
+// workers serve calls one after the other, so that their stacks need not grow for each; further calls get goroutines.
+const workers = 4
+
 // servicePrefix begins the full name of every method of CRI v1.
 const servicePrefix = "/runtime.v1."
 
@@ -103,6 +106,7 @@ func (p *Proxy) ServerOptions() []grpc.ServerOption {
 		grpc.UnknownServiceHandler(p.handle),
 		grpc.MaxRecvMsgSize(MaxMessage),
 		grpc.MaxSendMsgSize(MaxMessage),
+		grpc.NumStreamWorkers(workers),
 	}
 }
 
