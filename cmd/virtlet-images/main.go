@@ -16,6 +16,7 @@ import (
 	"github.com/sirupsen/logrus"
 	"github.com/spf13/cobra"
 
+	"github.com/virtlet/virtlet/cmd/internal/usage"
 	"github.com/virtlet/virtlet/runtime/image/serve"
 )
 
@@ -43,12 +44,13 @@ func newCommand() *cobra.Command {
 		Long: "virtlet-images serves the files below a directory, with ranges, and with their SHA-256 as ETag, as NAME.sha256 and in\n" +
 			"SHA256SUMS. Hidden files and half-written ones (.part, .tmp and the like) are not served: put new files in place by\n" +
 			"renaming them. /healthz is for probes.",
-		Args: cobra.NoArgs, SilenceUsage: true, SilenceErrors: true,
+		Args: usage.NoArgs, SilenceUsage: true, SilenceErrors: true,
 		RunE: func(cmd *cobra.Command, _ []string) error { return run(cmd.Context(), o) },
 	}
 	if info, ok := debug.ReadBuildInfo(); ok {
 		cmd.Version = info.Main.Version
 	}
+	usage.Explain(cmd)
 	flags := cmd.Flags()
 	flags.SortFlags = false
 	flags.StringVar(&o.serve.Dir, "dir", "", "`directory` of images")

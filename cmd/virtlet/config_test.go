@@ -11,10 +11,12 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/spf13/pflag"
+
+	"github.com/virtlet/virtlet/cmd/internal/setting"
 )
 
 // load reads a configuration file with that text and those flags.
-func load(t *testing.T, text string, args ...string) (Config, origins, string, error) {
+func load(t *testing.T, text string, args ...string) (Config, setting.Origins, string, error) {
 	t.Helper()
 	file := filepath.Join(t.TempDir(), "virtlet.yaml")
 	if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
@@ -22,7 +24,7 @@ func load(t *testing.T, text string, args ...string) (Config, origins, string, e
 	}
 	bound := defaults()
 	flags := pflag.NewFlagSet("virtlet", pflag.ContinueOnError)
-	bind(flags, &bound)
+	settings(&bound).Bind(flags)
 	if err := flags.Parse(args); err != nil {
 		return Config{}, nil, file, err
 	}
@@ -161,7 +163,7 @@ func TestPrintConfig(t *testing.T) {
 		t.Fatal(err)
 	}
 	var out bytes.Buffer
-	if err := printConfig(&out, conf, from); err != nil {
+	if err := settings(&conf).Print(&out, from); err != nil {
 		t.Fatal(err)
 	}
 	back, _, _, err := load(t, out.String())
@@ -181,12 +183,12 @@ func TestPrintConfig(t *testing.T) {
 // Every setting must have a default that it accepts itself, and a help text.
 func TestSettings(t *testing.T) {
 	conf := defaults()
-	for _, s := range settings(&conf) {
-		if s.help == "" || s.name != strings.ToLower(s.name) {
-			t.Errorf("setting %q, help %q", s.name, s.help)
+	for _, s := range settings(&conf).Settings {
+		if s.Help == "" || s.Name != strings.ToLower(s.Name) {
+			t.Errorf("setting %q, help %q", s.Name, s.Help)
 		}
-		if err := copyValue(s.value, s.value); err != nil {
-			t.Errorf("%s: its default is refused: %v", s.name, err)
+		if err := setting.Copy(s.Value, s.Value); err != nil {
+			t.Errorf("%s: its default is refused: %v", s.Name, err)
 		}
 	}
 	if diff := cmp.Diff(defaults(), conf); diff != "" {

@@ -38,8 +38,8 @@ func testConfig(t *testing.T) Config {
 	return conf
 }
 
-// systemd plays the side of systemd that a service talks to; it returns what the daemon says.
-func systemd(t *testing.T) <-chan string {
+// playSystemd plays the side of systemd that a service talks to; it returns what the daemon says.
+func playSystemd(t *testing.T) <-chan string {
 	t.Helper()
 	path := filepath.Join(t.TempDir(), "n")
 	conn, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: path, Net: "unixgram"})
@@ -82,7 +82,7 @@ func TestDaemon(t *testing.T) {
 	if os.Geteuid() != 0 {
 		t.Skip("needs root")
 	}
-	said := systemd(t)
+	said := playSystemd(t)
 	t.Setenv("WATCHDOG_USEC", "300000")
 	conf := testConfig(t)
 	conf.MetricsAddress = freeAddress(t)
@@ -333,16 +333,5 @@ func TestDaemon_refused(t *testing.T) {
 				t.Errorf("got %v, want %q", err, tc.want)
 			}
 		})
-	}
-}
-
-func TestWithin(t *testing.T) {
-	if !within(time.Minute, func() {}) {
-		t.Error("what ends at once did not end in time")
-	}
-	never := make(chan struct{})
-	defer close(never)
-	if within(time.Millisecond, func() { <-never }) {
-		t.Error("what never ends did end in time")
 	}
 }

@@ -10,6 +10,8 @@ import (
 	"github.com/spf13/cobra"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
+	"github.com/virtlet/virtlet/cmd/internal/output"
+	"github.com/virtlet/virtlet/cmd/internal/usage"
 	controlv1 "github.com/virtlet/virtlet/runtime/control/v1"
 )
 
@@ -40,18 +42,18 @@ func withClient(file *string, work func(*cobra.Command, *client, []string) error
 }
 
 func imageList(file *string) *cobra.Command {
-	var output string
+	var format string
 	cmd := &cobra.Command{
-		Use: "ls", Aliases: []string{"list"}, Short: "List the images of this node", Args: cobra.NoArgs,
+		Use: "ls", Aliases: []string{"list"}, Short: "List the images of this node", Args: usage.NoArgs,
 		RunE: withClient(file, func(cmd *cobra.Command, c *client, _ []string) error {
 			images, err := c.list(cmd.Context())
 			if err != nil {
 				return err
 			}
-			return printAs(cmd.OutOrStdout(), output, images, func(w io.Writer) error { return imageTable(w, images) })
+			return output.Print(cmd.OutOrStdout(), format, images, func(w io.Writer) error { return imageTable(w, images) })
 		}),
 	}
-	outputFlag(cmd, &output)
+	output.Flag(cmd, &format)
 	return cmd
 }
 
@@ -62,7 +64,7 @@ type stored struct {
 }
 
 func imagePull(file *string) *cobra.Command {
-	var output string
+	var format string
 	cmd := &cobra.Command{
 		Use: "pull NAME", Short: "Bring an image onto this node, and show how far it is", Args: cobra.ExactArgs(1),
 		RunE: withClient(file, func(cmd *cobra.Command, c *client, args []string) error {
@@ -75,15 +77,15 @@ func imagePull(file *string) *cobra.Command {
 			if err != nil {
 				return err
 			}
-			return printStored(cmd, output, stored{Image: args[0], ID: id})
+			return printStored(cmd, format, stored{Image: args[0], ID: id})
 		}),
 	}
-	outputFlag(cmd, &output)
+	output.Flag(cmd, &format)
 	return cmd
 }
 
 func imageImport(file *string) *cobra.Command {
-	var output string
+	var format string
 	cmd := &cobra.Command{
 		Use: "import FILE NAME", Short: "Take a file of this host as an image", Args: cobra.ExactArgs(2),
 		Long: "import makes an image of a file: qcow2 or raw, which gzip, xz or zstd may have compressed. The file stays.\n" +
@@ -102,15 +104,15 @@ func imageImport(file *string) *cobra.Command {
 			if err != nil {
 				return err
 			}
-			return printStored(cmd, output, stored{Image: args[1], ID: id})
+			return printStored(cmd, format, stored{Image: args[1], ID: id})
 		}),
 	}
-	outputFlag(cmd, &output)
+	output.Flag(cmd, &format)
 	return cmd
 }
 
-func printStored(cmd *cobra.Command, output string, s stored) error {
-	return printAs(cmd.OutOrStdout(), output, s, func(w io.Writer) error {
+func printStored(cmd *cobra.Command, format string, s stored) error {
+	return output.Print(cmd.OutOrStdout(), format, s, func(w io.Writer) error {
 		_, err := fmt.Fprintln(w, s.ID)
 		return err
 	})
@@ -131,14 +133,14 @@ func imageRemove(file *string) *cobra.Command {
 }
 
 func imageWatch(file *string) *cobra.Command {
-	var output string
+	var format string
 	cmd := &cobra.Command{
 		Use: "watch [NAME]", Short: "Watch images come, all or one", Args: cobra.MaximumNArgs(1),
 		Long: "watch shows the pulls and imports that are under way, and those that begin, until it is interrupted. With a name it\n" +
 			"shows the next end of that one alone, and fails if the pull does.",
 		RunE: withClient(file, func(cmd *cobra.Command, c *client, args []string) error {
 			var show meter = jsonMeter{cmd.OutOrStdout()}
-			if output != outputJSON {
+			if format != output.JSON {
 				show = newMeter(cmd.OutOrStdout())
 			}
 			name := ""
@@ -148,6 +150,6 @@ func imageWatch(file *string) *cobra.Command {
 			return c.watch(cmd.Context(), name, show)
 		}),
 	}
-	outputFlag(cmd, &output)
+	output.Flag(cmd, &format)
 	return cmd
 }

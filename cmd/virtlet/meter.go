@@ -10,6 +10,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/virtlet/virtlet/cmd/internal/output"
 	controlv1 "github.com/virtlet/virtlet/runtime/control/v1"
 )
 
@@ -20,7 +21,7 @@ type meter interface {
 
 // newMeter draws bars on a terminal and writes lines elsewhere.
 func newMeter(w io.Writer) meter {
-	if f, ok := w.(*os.File); ok && isTerminal(w) {
+	if f, ok := w.(*os.File); ok && output.IsTerminal(w) {
 		return &barMeter{w: w, width: func() int { return terminalWidth(f) }}
 	}
 	return &lineMeter{w: w, now: time.Now, shown: map[string]*shownLine{}}

@@ -9,6 +9,8 @@ import (
 	"github.com/sirupsen/logrus"
 
 	"github.com/virtlet/virtlet/cgroups"
+	"github.com/virtlet/virtlet/cmd/internal/socket"
+	"github.com/virtlet/virtlet/cmd/internal/version"
 	"github.com/virtlet/virtlet/netns/cni"
 	"github.com/virtlet/virtlet/runtime/cri"
 	"github.com/virtlet/virtlet/runtime/image"
@@ -39,7 +41,7 @@ type parts struct {
 // assemble opens what survives a restart and makes every part, without touching a VM.
 func assemble(ctx context.Context, conf Config, log *logrus.Entry) (_ *parts, err error) {
 	for _, dir := range []string{conf.StateDir, conf.RunDir} {
-		if err := privateDir(dir); err != nil {
+		if err := socket.PrivateDir(dir); err != nil {
 			return nil, fmt.Errorf("preparing the daemon's directories: %w", err)
 		}
 	}
@@ -71,11 +73,11 @@ func assemble(ctx context.Context, conf Config, log *logrus.Entry) (_ *parts, er
 		return nil, err
 	}
 	if conf.MetricsAddress != "" {
-		v := readVersion()
+		v := version.Of(program)
 		p.metrics = metrics.New(metrics.Build{Version: v.Version, Commit: v.Commit, Go: v.Go}, p.machines, p.images, log)
 	}
 	p.cri = cri.New(cri.Config{
-		Version:        readVersion().Version,
+		Version:        version.Of(program).Version,
 		Handlers:       conf.Handlers,
 		AllowSpoofing:  conf.AllowSpoofing,
 		CgroupDriver:   host.driver,

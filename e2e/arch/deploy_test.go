@@ -14,17 +14,23 @@ import (
 	"go.yaml.in/yaml/v3"
 )
 
-// TestExampleConfig holds deploy/virtlet.yaml to the program: every key stands there, in a comment, with its default.
+// TestExampleConfig holds the example configurations to their programs: every key stands there, in a comment, with its default.
 func TestExampleConfig(t *testing.T) {
-	program := filepath.Join(t.TempDir(), "virtlet")
-	build := exec.Command("go", "build", "-o", program, "./cmd/virtlet")
+	for _, name := range []string{"virtlet", "criproxy"} {
+		t.Run(name, func(t *testing.T) { checkExample(t, name) })
+	}
+}
+
+func checkExample(t *testing.T, name string) {
+	program := filepath.Join(t.TempDir(), name)
+	build := exec.Command("go", "build", "-o", program, "./cmd/"+name)
 	build.Dir = top
 	if out, err := build.CombinedOutput(); err != nil {
 		t.Fatalf("%v\n%s", err, out)
 	}
 	effective := func(config []byte) map[string]any {
 		t.Helper()
-		file := filepath.Join(t.TempDir(), "virtlet.yaml")
+		file := filepath.Join(t.TempDir(), name+".yaml")
 		if err := os.WriteFile(file, config, 0o600); err != nil {
 			t.Fatal(err)
 		}
@@ -41,7 +47,7 @@ func TestExampleConfig(t *testing.T) {
 		}
 		return values
 	}
-	asShipped, err := os.ReadFile(top + "/deploy/virtlet.yaml")
+	asShipped, err := os.ReadFile(top + "/deploy/" + name + ".yaml")
 	if err != nil {
 		t.Fatal(err)
 	}

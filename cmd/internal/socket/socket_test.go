@@ -1,4 +1,4 @@
-package main
+package socket
 
 import (
 	"io/fs"
@@ -11,7 +11,7 @@ import (
 
 func TestListen(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "s")
-	first, err := listen(t.Context(), path)
+	first, err := Listen(t.Context(), path)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -23,7 +23,7 @@ func TestListen(t *testing.T) {
 		t.Errorf("mode %s", st.Mode())
 	}
 	t.Run("another_daemon_serves", func(t *testing.T) {
-		_, err := listen(t.Context(), path)
+		_, err := Listen(t.Context(), path)
 		if err == nil || !strings.Contains(err.Error(), "process ") || !strings.Contains(err.Error(), "serves there already") {
 			t.Errorf("got %v", err)
 		}
@@ -43,7 +43,7 @@ func TestListen(t *testing.T) {
 		}
 		dead.SetUnlinkOnClose(false)
 		_ = dead.Close()
-		s, err := listen(t.Context(), path)
+		s, err := Listen(t.Context(), path)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -60,14 +60,14 @@ func TestListen(t *testing.T) {
 		_ = c.Close()
 	})
 	t.Run("closing_leaves_a_later_daemons_file", func(t *testing.T) {
-		s, err := listen(t.Context(), path)
+		s, err := Listen(t.Context(), path)
 		if err != nil {
 			t.Fatal(err)
 		}
 		if err := os.Remove(path); err != nil {
 			t.Fatal(err)
 		}
-		later, err := listen(t.Context(), path)
+		later, err := Listen(t.Context(), path)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -95,7 +95,7 @@ func TestListen_refused(t *testing.T) {
 			if err := tc.prepare(dir); err != nil {
 				t.Fatal(err)
 			}
-			if _, err := listen(t.Context(), filepath.Join(dir, "s")); err == nil || !strings.Contains(err.Error(), tc.want) {
+			if _, err := Listen(t.Context(), filepath.Join(dir, "s")); err == nil || !strings.Contains(err.Error(), tc.want) {
 				t.Errorf("got %v, want %q", err, tc.want)
 			}
 		})
@@ -108,7 +108,7 @@ func TestListen_refused(t *testing.T) {
 		if err := os.Chown(dir, 12345, 12345); err != nil {
 			t.Fatal(err)
 		}
-		if _, err := listen(t.Context(), filepath.Join(dir, "s")); err == nil || !strings.Contains(err.Error(), "belongs to user 12345") {
+		if _, err := Listen(t.Context(), filepath.Join(dir, "s")); err == nil || !strings.Contains(err.Error(), "belongs to user 12345") {
 			t.Errorf("got %v", err)
 		}
 	})
@@ -117,7 +117,7 @@ func TestListen_refused(t *testing.T) {
 		if err := os.Chmod(dir, fs.ModeSticky|0o777); err != nil {
 			t.Fatal(err)
 		}
-		s, err := listen(t.Context(), filepath.Join(dir, "s"))
+		s, err := Listen(t.Context(), filepath.Join(dir, "s"))
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -1,4 +1,7 @@
-package main
+// Package setting reads a program's configuration from one table: each setting is a key of a strict YAML file and a flag of
+// the same name, with a value that knows what is allowed. Flags win over the file, and the file over the defaults. All that
+// is wrong in the file is told at once, each fault with its line, and the outcome can be printed as a file again.
+package setting
 
 import (
 	"bytes"
@@ -13,13 +16,37 @@ import (
 	"go.yaml.in/yaml/v3"
 )
 
-// origins tells for each setting where its value comes from, in words for people.
-type origins map[string]string
+// Setting is one key of the configuration file and the flag of the same name. Its value is bound to where it is kept.
+type Setting struct {
+	Name, Help string
+	Value      pflag.Value
+}
 
-// loadConfig puts the configuration together: flags win over the file, the file over the defaults. An empty file name
-// means fallback, which need not exist. All that is wrong in the file is told at once, each with its line.
-func loadConfig(file, fallback string, flags *pflag.FlagSet) (Config, origins, error) {
-	conf, from := defaults(), origins{}
+// Key makes a setting.
+func Key(name, help string, value pflag.Value) Setting { return Setting{name, help, value} }
+
+// Table is all there is to set in a program.
+type Table struct {
+	Program  string
+	Settings []Setting
+}
+
+// Origins tells for each setting where its value comes from, in words for people.
+type Origins map[string]string
+
+// Bind makes a flag of each setting.
+func (t Table) Bind(flags *pflag.FlagSet) {
+	for _, s := range t.Settings {
+		flag := flags.VarPF(s.Value, s.Name, "", s.Help)
+		if s.Value.Type() == kindBool {
+			flag.NoOptDefVal = "true" // --flag alone
+		}
+	}
+}
+
+// Load sets what the file and the flags say. An empty file name means fallback, which need not exist.
+func (t Table) Load(file, fallback string, flags *pflag.FlagSet) (Origins, error) {
+	from := Origins{}
 	name := file
 	if name == "" {
 		name = fallback
@@ -28,33 +55,34 @@ func loadConfig(file, fallback string, flags *pflag.FlagSet) (Config, origins, e
 	switch {
 	case errors.Is(err, fs.ErrNotExist) && file == "":
 	case err != nil:
-		return conf, nil, fmt.Errorf("reading the configuration: %w", err)
+		return nil, fmt.Errorf("reading the configuration: %w", err)
 	default:
-		if err := readFile(name, b, &conf, from); err != nil {
-			return conf, nil, err
+		if err := t.readFile(name, b, from); err != nil {
+			return nil, err
 		}
 	}
-	for _, s := range settings(&conf) {
-		flag := flags.Lookup(s.name)
+	for _, s := range t.Settings {
+		flag := flags.Lookup(s.Name)
 		if flag == nil || !flag.Changed {
 			continue
 		}
-		if err := copyValue(s.value, flag.Value); err != nil {
-			return conf, nil, fmt.Errorf("flag --%s: %w", s.name, err)
+		if err := Copy(s.Value, flag.Value); err != nil {
+			return nil, fmt.Errorf("flag --%s: %w", s.Name, err)
 		}
-		from[s.name] = "flag"
+		from[s.Name] = "flag"
 	}
-	return conf, from, conf.check()
+	return from, nil
 }
 
-func copyValue(to, from pflag.Value) error {
+// Copy sets a value to what another of the same kind holds.
+func Copy(to, from pflag.Value) error {
 	if l, ok := from.(pflag.SliceValue); ok {
 		return to.(pflag.SliceValue).Replace(l.GetSlice())
 	}
 	return to.Set(from.String())
 }
 
-func readFile(name string, b []byte, conf *Config, from origins) error {
+func (t Table) readFile(name string, b []byte, from Origins) error {
 	var doc yaml.Node
 	dec := yaml.NewDecoder(bytes.NewReader(b))
 	if err := dec.Decode(&doc); errors.Is(err, io.EOF) {
@@ -74,8 +102,8 @@ func readFile(name string, b []byte, conf *Config, from origins) error {
 	}
 
 	table := map[string]pflag.Value{}
-	for _, s := range settings(conf) {
-		table[s.name] = s.value
+	for _, s := range t.Settings {
+		table[s.Name] = s.Value
 	}
 	var faults []error
 	fault := func(n *yaml.Node, format string, args ...any) {
@@ -86,7 +114,7 @@ func readFile(name string, b []byte, conf *Config, from origins) error {
 		setting, known := table[key.Value]
 		switch {
 		case !known:
-			fault(key, "unknown key %q%s", key.Value, suggestion(key.Value, conf))
+			fault(key, "unknown key %q%s", key.Value, t.suggestion(key.Value))
 		case from[key.Value] != "":
 			fault(key, "key %q stands there twice (%s)", key.Value, from[key.Value])
 		default:
@@ -122,26 +150,26 @@ func setNode(v pflag.Value, n *yaml.Node) error {
 }
 
 // suggestion names the known key that was probably meant.
-func suggestion(key string, conf *Config) string {
+func (t Table) suggestion(key string) string {
 	plain := func(s string) string {
 		return strings.ToLower(strings.NewReplacer("_", "", "-", "", " ", "").Replace(s))
 	}
-	for _, s := range settings(conf) {
-		a, b := plain(key), plain(s.name)
+	for _, s := range t.Settings {
+		a, b := plain(key), plain(s.Name)
 		if a == b || len(a) > 3 && (strings.HasPrefix(a, b) || strings.HasPrefix(b, a)) {
-			return fmt.Sprintf(": did you mean %q?", s.name)
+			return fmt.Sprintf(": did you mean %q?", s.Name)
 		}
 	}
-	return "; `virtlet config` lists the known ones"
+	return fmt.Sprintf("; `%s config` lists the known ones", t.Program)
 }
 
-// printConfig prints the configuration as a file that can be read back.
-func printConfig(w io.Writer, conf Config, from origins) error {
+// Print prints the configuration as a file that can be read back.
+func (t Table) Print(w io.Writer, from Origins) error {
 	top := &yaml.Node{Kind: yaml.MappingNode}
-	for _, s := range settings(&conf) {
-		key := &yaml.Node{Kind: yaml.ScalarNode, Value: s.name}
-		val := &yaml.Node{Kind: yaml.ScalarNode, Value: s.value.String()}
-		switch v := s.value.(type) {
+	for _, s := range t.Settings {
+		key := &yaml.Node{Kind: yaml.ScalarNode, Value: s.Name}
+		val := &yaml.Node{Kind: yaml.ScalarNode, Value: s.Value.String()}
+		switch v := s.Value.(type) {
 		case *listValue:
 			val = &yaml.Node{Kind: yaml.SequenceNode, Style: yaml.FlowStyle}
 			for _, item := range v.GetSlice() {
@@ -153,7 +181,7 @@ func printConfig(w io.Writer, conf Config, from origins) error {
 			}
 		}
 		val.LineComment = "default"
-		if origin := from[s.name]; origin != "" {
+		if origin := from[s.Name]; origin != "" {
 			val.LineComment = origin
 		}
 		top.Content = append(top.Content, key, val)

@@ -1,4 +1,6 @@
-package main
+// Package socket makes the unix sockets on which the daemons serve. Only their owner may use them, a socket that a dead daemon
+// left behind is replaced, and one that somebody serves is not.
+package socket
 
 import (
 	"context"
@@ -12,27 +14,27 @@ import (
 	"time"
 )
 
-// socket is the unix socket on which CRI is served. Its file goes when it is closed, if it is still its own.
-type socket struct {
+// Socket is the unix socket on which CRI is served. Its file goes when it is closed, if it is still its own.
+type Socket struct {
 	*net.UnixListener
 	path string
 	file os.FileInfo
 }
 
-// probeTimeout bounds the question whether somebody listens on a socket already.
-const probeTimeout = 2 * time.Second
+// ProbeTimeout bounds the question whether somebody listens on a socket already.
+const ProbeTimeout = 2 * time.Second
 
-// listen makes a socket at path that root alone may use. It is made under another name and put in its place when its
+// Listen makes a socket at path that root alone may use. It is made under another name and put in its place when its
 // rights are right. A socket that a dead daemon left behind is replaced; one that is answered is not.
-func listen(ctx context.Context, path string) (*socket, error) {
+func Listen(ctx context.Context, path string) (*Socket, error) {
 	dir := filepath.Dir(path)
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return nil, fmt.Errorf("listening on %s: %w", path, err)
 	}
-	if err := checkPrivate(dir); err != nil {
+	if err := CheckPrivate(dir); err != nil {
 		return nil, fmt.Errorf("listening on %s: %w", path, err)
 	}
-	if err := checkVacant(ctx, path); err != nil {
+	if err := CheckVacant(ctx, path); err != nil {
 		return nil, err
 	}
 	fresh := filepath.Join(dir, fmt.Sprintf(".%d", os.Getpid())) // shorter than any name that fits
@@ -44,7 +46,7 @@ func listen(ctx context.Context, path string) (*socket, error) {
 		return nil, fmt.Errorf("listening on %s: %w", path, err)
 	}
 	l.SetUnlinkOnClose(false)
-	s := &socket{UnixListener: l, path: path}
+	s := &Socket{UnixListener: l, path: path}
 	if err := s.settle(fresh); err != nil {
 		_ = l.Close()
 		_ = os.Remove(fresh)
@@ -53,7 +55,7 @@ func listen(ctx context.Context, path string) (*socket, error) {
 	return s, nil
 }
 
-func (s *socket) settle(fresh string) (err error) {
+func (s *Socket) settle(fresh string) (err error) {
 	if err := os.Chmod(fresh, 0o600); err != nil {
 		return err
 	}
@@ -64,7 +66,7 @@ func (s *socket) settle(fresh string) (err error) {
 }
 
 // Close stops listening and removes the socket's file.
-func (s *socket) Close() error {
+func (s *Socket) Close() error {
 	err := s.UnixListener.Close()
 	if now, statErr := os.Lstat(s.path); statErr == nil && os.SameFile(now, s.file) {
 		err = errors.Join(err, os.Remove(s.path))
@@ -72,8 +74,8 @@ func (s *socket) Close() error {
 	return err
 }
 
-// checkVacant fails when the path is somebody's socket, or no socket at all.
-func checkVacant(ctx context.Context, path string) error {
+// CheckVacant fails when the path is somebody's socket, or no socket at all.
+func CheckVacant(ctx context.Context, path string) error {
 	st, err := os.Lstat(path)
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
@@ -83,7 +85,7 @@ func checkVacant(ctx context.Context, path string) error {
 	case st.Mode().Type() != fs.ModeSocket:
 		return fmt.Errorf("listening on %s: a file that is no socket is there; remove it or choose another `listen`", path)
 	}
-	ctx, cancel := context.WithTimeout(ctx, probeTimeout)
+	ctx, cancel := context.WithTimeout(ctx, ProbeTimeout)
 	defer cancel()
 	conn, err := new(net.Dialer).DialContext(ctx, "unix", path)
 	switch {
@@ -112,8 +114,8 @@ func peer(conn net.Conn) string {
 	return fmt.Sprintf("process %d", cred.Pid)
 }
 
-// checkPrivate fails when others than the owner of this process could put something of theirs into dir.
-func checkPrivate(dir string) error {
+// CheckPrivate fails when others than the owner of this process could put something of theirs into dir.
+func CheckPrivate(dir string) error {
 	st, err := os.Stat(dir)
 	if err != nil {
 		return err
@@ -130,10 +132,10 @@ func checkPrivate(dir string) error {
 	return nil
 }
 
-// privateDir makes a directory for root alone, or checks one that is there.
-func privateDir(dir string) error {
+// PrivateDir makes a directory for root alone, or checks one that is there.
+func PrivateDir(dir string) error {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return err
 	}
-	return checkPrivate(dir)
+	return CheckPrivate(dir)
 }
