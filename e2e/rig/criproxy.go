@@ -1,0 +1,16 @@
+package rig
+
+import "os/exec"
+
+// AddProxy adds a criproxy before the given runtimes, of which the first is the default. It is not started yet.
+func (r *Rig) AddProxy(runtimes ...*Server) *Server {
+	var proxy *Server
+	proxy = r.addServer("criproxy", "criproxy.sock", func() (*exec.Cmd, error) {
+		args := []string{"--listen", proxy.Endpoint()}
+		for _, s := range runtimes {
+			args = append(args, "--runtime", s.Name+"="+s.Endpoint())
+		}
+		return exec.Command(r.Bin.Criproxy, args...), nil
+	})
+	return proxy
+}
