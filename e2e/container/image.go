@@ -20,10 +20,13 @@ const (
 
 // commands are the images, by name, and what each runs unless told otherwise.
 var commands = map[string][]string{
-	"pause":   {"/bin/sleep", "infinity"},
+	"pause":   {"/bin/tail", "-f", "/dev/null"}, // no sleep: critest looks for those in pods
 	"busybox": {"/bin/sh"},
-	"web":     {"/bin/httpd", "-f", "-h", "/"},
+	"web":     {"/bin/httpd", "-f", "-h", "/www"},
 }
+
+// pgrep is what Debian's busybox lacks and critest asks for.
+const pgrep = "#!/bin/sh\nexec pidof \"$1\"\n"
 
 // blob is a piece of content and how the OCI formats refer to it.
 type blob struct {
@@ -43,7 +46,7 @@ func jsonBlob(mediaType string, v any) (blob, error) {
 	return newBlob(mediaType, b), err
 }
 
-// layer is a root file system: busybox by all its names, one user and a folder for temporary files.
+// layer is a root file system: busybox by all its names, one user, a web page and a folder for temporary files.
 func (p Programs) layer() (blob, error) {
 	busybox, err := os.ReadFile(p.Path("busybox"))
 	if err != nil {
@@ -66,6 +69,7 @@ func (p Programs) layer() (blob, error) {
 	}
 	write(tar.Header{Typeflag: tar.TypeDir, Name: "bin/", Mode: 0o755}, nil)
 	write(tar.Header{Typeflag: tar.TypeDir, Name: "etc/", Mode: 0o755}, nil)
+	write(tar.Header{Typeflag: tar.TypeDir, Name: "www/", Mode: 0o755}, nil)
 	write(tar.Header{Typeflag: tar.TypeDir, Name: "tmp/", Mode: 0o1777}, nil)
 	write(tar.Header{Name: "bin/busybox", Mode: 0o755}, busybox)
 	for name := range strings.FieldsSeq(string(applets)) {
@@ -73,6 +77,8 @@ func (p Programs) layer() (blob, error) {
 			write(tar.Header{Typeflag: tar.TypeSymlink, Name: "bin/" + name, Linkname: "busybox", Mode: 0o777}, nil)
 		}
 	}
+	write(tar.Header{Name: "bin/pgrep", Mode: 0o755}, []byte(pgrep))
+	write(tar.Header{Name: "www/index.html", Mode: 0o644}, []byte("a web server in a container\n"))
 	write(tar.Header{Name: "etc/passwd", Mode: 0o644}, []byte("root:x:0:0:root:/root:/bin/sh\n"))
 	write(tar.Header{Name: "etc/group", Mode: 0o644}, []byte("root:x:0:\n"))
 	if err == nil {
