@@ -141,12 +141,13 @@ func serveImage(t *testing.T, r *rig.Rig) registry {
 	return registry{address: l.Addr().String(), digest: "sha256:" + hex.EncodeToString(sum.Sum(nil)), size: size}
 }
 
-// crictlPod is the pod of TestPodCrictl.
+// crictlPod is a VM pod, as that of TestPodCrictl.
 type crictlPod struct {
 	*crictl
 	registry
 
 	name    string
+	prefix  string // of the image's name
 	id, vm  string
 	ip      string
 	logPath string
@@ -154,7 +155,7 @@ type crictlPod struct {
 	following, log, attached *rig.Session
 }
 
-func (w *crictlPod) image() string { return w.address + "/test.qcow2" }
+func (w *crictlPod) image() string { return w.prefix + w.address + "/test.qcow2" }
 
 // writeJSON writes a config as crictl reads it and returns its path.
 func (c *crictl) writeJSON(t *testing.T, name string, v any) string {

@@ -5,32 +5,16 @@ import (
 	"net"
 	"strings"
 	"testing"
-	"time"
 
-	"github.com/virtlet/virtlet/e2e/container"
 	"github.com/virtlet/virtlet/e2e/rig"
 )
-
-// withContainerd starts a containerd on the rig.
-func withContainerd(t *testing.T, r *rig.Rig) *rig.Containerd {
-	t.Helper()
-	programs := must[container.Programs](t)(container.Unpack(within(t, 5*time.Minute)))
-	c := must[*rig.Containerd](t)(r.AddContainerd(within(t, patience), programs))
-	t.Cleanup(func() {
-		if t.Failed() {
-			t.Logf("containerd's log:\n%s", c.Log())
-		}
-	})
-	ok(t, c.Start(within(t, patience)))
-	return c
-}
 
 // TestProxyContainerd runs a container pod on containerd directly: what is tried through criproxy must work without it,
 // and leave nothing.
 func TestProxyContainerd(t *testing.T) {
 	r, _ := host(t, rig.Options{})
 	c := withContainerd(t, r)
-	tools := must[rig.Tools](t)(rig.BuildTools(within(t, 10*time.Minute)))
+	tools := must[rig.Tools](t)(rig.BuildTools(within(t, 5*patience)))
 	box := &containerPod{crictl: &crictl{rig: r, path: tools.Crictl, endpoint: c.Endpoint()}, name: "box", registry: c.Registry}
 	box.pull(t)
 	box.runp(t)

@@ -3,9 +3,9 @@ package rig
 import "os/exec"
 
 // AddProxy adds a criproxy before the given runtimes, of which the first is the default. It is not started yet.
-func (r *Rig) AddProxy(runtimes ...*Server) *Server {
+func (r *Rig) AddProxy(name string, runtimes ...*Server) *Server {
 	var proxy *Server
-	proxy = r.addServer("criproxy", "criproxy.sock", func() (*exec.Cmd, error) {
+	proxy = r.addServer(name, name+".sock", func() (*exec.Cmd, error) {
 		args := []string{"--listen", proxy.Endpoint()}
 		for _, s := range runtimes {
 			args = append(args, "--runtime", s.Name+"="+s.Endpoint())
