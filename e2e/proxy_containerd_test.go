@@ -54,9 +54,10 @@ type containerPod struct {
 
 func (p *containerPod) image() string { return p.registry + "/busybox:1" }
 
-// script is what the container does: it serves its name on port 80, repeats what it is told, and ends when asked to.
+// script is what the container does: it serves its name on port 80, and at /life what no other life of it would; it repeats
+// what it is told, and ends when asked to.
 const script = `trap 'echo bye; exit 3' TERM
-hostname >/tmp/index.html; httpd -p 80 -h /tmp
+hostname >/tmp/index.html; cat /proc/sys/kernel/random/uuid >/tmp/life; httpd -p 80 -h /tmp
 echo "$(hostname) is here"
 while :; do read -r line && echo "heard $line" || sleep 0.1; done`
 

@@ -122,12 +122,29 @@ func (s *Server) connect() error {
 // AwaitReady returns when the server answers Status with runtime and network ready or not ready, that is, when its
 // recovery is over; or when it has died.
 func (s *Server) AwaitReady(ctx context.Context) error {
+	return s.await(ctx, func() error {
+		_, err := s.Runtime.Status(ctx, &runtimeapi.StatusRequest{})
+		return err
+	})
+}
+
+// AwaitConnection returns when the server's client is connected, whatever the server then answers; or when it has died.
+func (s *Server) AwaitConnection(ctx context.Context) error {
+	return s.await(ctx, func() error {
+		if state := s.conn.GetState(); state != connectivity.Ready {
+			return fmt.Errorf("the connection is %s", state)
+		}
+		return nil
+	})
+}
+
+func (s *Server) await(ctx context.Context, ready func() error) error {
 	tick := time.NewTicker(20 * time.Millisecond) // a socket that is not there yet gives no event
 	defer tick.Stop()
 	for {
 		s.conn.ResetConnectBackoff()
 		s.conn.Connect()
-		_, err := s.Runtime.Status(ctx, &runtimeapi.StatusRequest{})
+		err := ready()
 		if err == nil {
 			return nil
 		}
