@@ -23,18 +23,22 @@ var mended = []string{
 	"[k8s.io] Idempotence StopPodSandbox should not return an error if not found",
 }
 
-// TestProxyCritest runs critest against each runtime and then through criproxy, each runtime being the default once:
-// every spec ends in the same way.
+// TestProxyCritest runs critest against each runtime and then through criproxy, with each runtime as the default and as
+// the other: every spec ends in the same way.
 func TestProxyCritest(t *testing.T) {
 	r, _ := host(t, rig.Options{})
 	c := withContainerd(t, r)
 	tools := must[rig.Tools](t)(rig.BuildTools(within(t, 5*patience)))
 	images := filepath.Join(r.Dir, "images.yaml")
 	ok(t, os.WriteFile(images, fmt.Appendf(nil, "defaultTestContainerImage: %[1]s/busybox:1\nwebServerTestImage: %[1]s/web:1\n", c.Registry), 0o600))
-	states := func(t *testing.T, endpoint string, focus *regexp.Regexp, handler string) map[string]string {
+	runtimes := []*rig.Server{c.Server, r.Daemon()}
+	// What of each runtime is compared, and the handler that chooses it where it is not the default.
+	focus := map[*rig.Server]*regexp.Regexp{c.Server: onContainers, r.Daemon(): mustPass}
+	handler := map[*rig.Server]string{c.Server: "runc", r.Daemon(): "virtlet"}
+	specs := func(t *testing.T, on *rig.Server, focus *regexp.Regexp, handler string) map[string]string {
 		t.Helper()
 		states := map[string]string{}
-		for _, s := range critest(t, r, tools, endpoint, "--ginkgo.focus="+focus.String(), "--runtime-handler="+handler, "--test-images-file="+images) {
+		for _, s := range critest(t, r, tools, on.Endpoint(), "--ginkgo.focus="+focus.String(), "--runtime-handler="+handler, "--test-images-file="+images) {
 			if focus.MatchString(s.name) {
 				states[s.name] = s.state
 			}
@@ -42,24 +46,42 @@ func TestProxyCritest(t *testing.T) {
 		return states
 	}
 
-	alone := map[string]map[string]string{}
-	for _, tc := range []struct {
-		server *rig.Server
-		focus  *regexp.Regexp
-	}{{c.Server, onContainers}, {r.Daemon(), mustPass}} {
-		t.Run(tc.server.Name+"_alone", func(t *testing.T) {
-			alone[tc.server.Name] = states(t, tc.server.Endpoint(), tc.focus, "")
-			for name, state := range alone[tc.server.Name] {
-				t.Logf("%s: %s", state, name)
-			}
-			passed := 0
-			for name, state := range alone[tc.server.Name] {
-				if state == "passed" {
-					passed++
-				} else if !slices.Contains(mended, name) {
+	alone := map[*rig.Server]map[string]string{}
+	for _, s := range runtimes {
+		t.Run(s.Name+"_alone", func(t *testing.T) {
+			alone[s] = specs(t, s, focus[s], "")
+			for name, state := range alone[s] {
+				if state != "passed" && (s == r.Daemon() || !slices.Contains(mended, name)) {
 					t.Errorf("%s: %s", state, name)
 				}
 			}
 		})
+	}
+	for _, s := range runtimes {
+		other := runtimes[0]
+		if s == other {
+			other = runtimes[1]
+		}
+		proxy := withProxy(t, r, "before-"+s.Name, []*rig.Server{s, other}, "--handlers", "containerd=runc")
+		t.Run(s.Name+"_as_the_default", func(t *testing.T) {
+			compareSpecs(t, focus[s], alone[s], specs(t, proxy, focus[s], ""))
+		})
+		t.Run(other.Name+"_by_handler", func(t *testing.T) {
+			// Without a handler of their own, images are pulled by the default runtime.
+			compareSpecs(t, mustPass, alone[other], specs(t, proxy, mustPass, handler[other]))
+		})
+		if err := r.Leftovers(); err != nil {
+			t.Error(err)
+		}
+	}
+}
+
+// compareSpecs compares how the specs in focus ended through criproxy with how they end without it.
+func compareSpecs(t *testing.T, focus *regexp.Regexp, alone, through map[string]string) {
+	t.Helper()
+	for name, state := range alone {
+		if got := through[name]; focus.MatchString(name) && got != state && (got != "passed" || !slices.Contains(mended, name)) {
+			t.Errorf("%q through criproxy, %q without: %s", got, state, name)
+		}
 	}
 }

@@ -31,7 +31,7 @@ func mixedNode(t *testing.T) mixed {
 	t.Helper()
 	r, _ := host(t, rig.Options{})
 	n := mixed{Rig: r, containerd: withContainerd(t, r)}
-	n.proxy = withProxy(t, r, "criproxy", n.containerd.Server, r.Daemon())
+	n.proxy = withProxy(t, r, "criproxy", []*rig.Server{n.containerd.Server, r.Daemon()})
 	n.crictl = &crictl{rig: r, path: must[rig.Tools](t)(rig.BuildTools(within(t, 5*patience))).Crictl, endpoint: n.proxy.Endpoint()}
 	return n
 }
@@ -46,9 +46,9 @@ func withContainerd(t *testing.T, r *rig.Rig) *rig.Containerd {
 }
 
 // withProxy starts a criproxy before the given runtimes.
-func withProxy(t *testing.T, r *rig.Rig, name string, runtimes ...*rig.Server) *rig.Server {
+func withProxy(t *testing.T, r *rig.Rig, name string, runtimes []*rig.Server, flags ...string) *rig.Server {
 	t.Helper()
-	proxy := r.AddProxy(name, runtimes...)
+	proxy := r.AddProxy(name, runtimes, flags...)
 	serve(t, proxy)
 	return proxy
 }
@@ -127,7 +127,7 @@ func (n mixed) eventsEndpoint(t *testing.T) string {
 	if code := n.events(t, n.proxy.Runtime); code != codes.Unimplemented {
 		t.Errorf("events of a node whose containerd has none end with %s", code)
 	}
-	return withProxy(t, n.Rig, "vmproxy", n.Daemon()).Endpoint()
+	return withProxy(t, n.Rig, "vmproxy", []*rig.Server{n.Daemon()}).Endpoint()
 }
 
 // events is how a stream of events ends within a second.
