@@ -42,6 +42,7 @@ func TestProxyRestarts(t *testing.T) {
 		})
 	}
 	watched.end(t)
+	t.Run("request_under_way", n.underWay)
 }
 
 // pair is a node with a container and a VM that run.
@@ -84,7 +85,7 @@ func (n *pair) lives(t *testing.T) string {
 	return container + facts.BootID
 }
 
-// kubelet is what kubelet asks for all the time: the lists of pods, containers and images. Its error is that of the first
+// kubelet is what kubelet asks for all the time: lists of pods, containers and images, and the pods' status. Its error is that of the first
 // that fails or is not whole.
 func (n *pair) kubelet(ctx context.Context) error {
 	var got []string
@@ -108,6 +109,11 @@ func (n *pair) kubelet(ctx context.Context) error {
 	}
 	if err != nil {
 		return fmt.Errorf("listing containers: %w", err)
+	}
+	for _, pod := range []string{n.container.id, n.machine.id} {
+		if _, err := n.proxy.Runtime.PodSandboxStatus(ctx, &runtimeapi.PodSandboxStatusRequest{PodSandboxId: pod}); err != nil {
+			return fmt.Errorf("status of pod %s: %w", pod, err)
+		}
 	}
 	images, err := n.proxy.Images.ListImages(ctx, &runtimeapi.ListImagesRequest{})
 	if err == nil && len(images.Images) != n.images {
@@ -322,4 +328,41 @@ func (n *pair) streamsGoOn(t *testing.T) {
 	must[string](t)(n.Get(within(t, patience), "http://"+address+"/"))
 	ok(t, n.proxy.Start(within(t, patience)))
 	n.right(t)
+}
+
+// underWay kills the daemon, and criproxy, in the midst of RunPodSandbox. The caller is told, and its retry succeeds.
+func (n *pair) underWay(t *testing.T) {
+	for _, tc := range []struct {
+		name, step, action string
+		back               *rig.Server // is killed and comes back
+	}{
+		{"daemon_dies", "run.attached", "kill", n.Daemon()},
+		{"proxy_dies", "run.netns", "hold", n.proxy},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			ctx := within(t, patience)
+			req := &runtimeapi.RunPodSandboxRequest{Config: n.PodConfig(strings.ReplaceAll(tc.name, "_", "-")), RuntimeHandler: "virtlet"}
+			arm(t, n.Rig, tc.step, tc.action)
+			told := make(chan error, 1)
+			go func() {
+				_, err := n.proxy.Runtime.RunPodSandbox(ctx, req)
+				told <- err
+			}()
+			awaitStep(t, n.Rig, tc.step, told)
+			ok(t, tc.back.Kill(ctx))
+			if err := <-told; status.Code(err) != codes.Unavailable {
+				t.Errorf("the caller is told: %v", err)
+			}
+			ok(t, tc.back.Start(ctx))
+			ok(t, n.proxy.AwaitReady(ctx))
+
+			resp := must[*runtimeapi.RunPodSandboxResponse](t)(n.proxy.Runtime.RunPodSandbox(ctx, req))
+			list := must[*runtimeapi.ListPodSandboxResponse](t)(n.proxy.Runtime.ListPodSandbox(ctx, &runtimeapi.ListPodSandboxRequest{}))
+			if len(list.Items) != 3 {
+				t.Errorf("there are the pods %v", list.Items)
+			}
+			n.crictl.run(t, "rmp", "--force", resp.PodSandboxId)
+			n.right(t)
+		})
+	}
 }
