@@ -92,6 +92,7 @@ func TestProxyMainPath(t *testing.T) {
 		{"events_are_followed", func(*testing.T) { told.followEvents(t) }},
 		{"run_both", func(step *testing.T) { box.runp(step); vm.runp(step) }},
 		{"start_both", func(step *testing.T) { box.createAndStart(step); vm.createAndStart(step) }},
+		{"image_for_a_pod", func(step *testing.T) { n.imageForPod(step, vm) }},
 		{"lists_are_the_runtimes_own", n.lists},
 		{"inspect_vm", vm.inspect},
 		{"logs_of_container", box.logs},
@@ -181,6 +182,31 @@ func (w *crictlPod) pullOne(t *testing.T) {
 			t.Errorf("inspecti %s tells %q", name, status.Status.ID)
 		}
 	}
+}
+
+// imageForPod pulls as kubelet does, for a pod that is there already: so a name without the prefix leads to its runtime.
+// Without the pod, it is the default's.
+func (n mixed) imageForPod(t *testing.T, vm *crictlPod) {
+	ctx := within(t, patience)
+	plain := &runtimeapi.ImageSpec{Image: strings.TrimPrefix(vm.image(), vm.prefix)}
+	is := func(spec *runtimeapi.ImageSpec, want string) {
+		t.Helper()
+		resp := must[*runtimeapi.ImageStatusResponse](t)(n.proxy.Images.ImageStatus(ctx, &runtimeapi.ImageStatusRequest{Image: spec}))
+		if got := resp.GetImage().GetId(); got != want {
+			t.Errorf("the status of %v is of image %q, not %q", spec, got, want)
+		}
+	}
+	is(plain, "")
+	pod := must[*runtimeapi.PodSandboxStatusResponse](t)(n.proxy.Runtime.PodSandboxStatus(ctx, &runtimeapi.PodSandboxStatusRequest{PodSandboxId: vm.id}))
+	pulled := must[*runtimeapi.PullImageResponse](t)(n.proxy.Images.PullImage(ctx, &runtimeapi.PullImageRequest{
+		Image: plain, SandboxConfig: &runtimeapi.PodSandboxConfig{Metadata: pod.Status.Metadata},
+	}))
+	if pulled.ImageRef != vm.digest {
+		t.Errorf("pulled %s, not %s", pulled.ImageRef, vm.digest)
+	}
+	is(plain, "")
+	is(&runtimeapi.ImageSpec{Image: plain.Image, Annotations: map[string]string{"kubernetes.io/target-runtime": "virtlet.cloud"}}, vm.digest)
+	is(&runtimeapi.ImageSpec{Image: vm.digest}, vm.digest)
 }
 
 // lists compares each list of criproxy with those of the runtimes: it has the items of both, unchanged, and no others.
