@@ -54,12 +54,12 @@ func (r *Rig) strayPIDs() ([]int, []string, error) {
 	var what []string
 	for _, e := range entries {
 		pid, err := strconv.Atoi(e.Name())
-		if err != nil || pid == os.Getpid() || slices.ContainsFunc(r.servers, func(s *Server) bool { return s.PID() == pid }) {
+		if err != nil || pid == os.Getpid() {
 			continue
 		}
 		argv, err := os.ReadFile(filepath.Join("/proc", e.Name(), "cmdline"))
-		if err != nil {
-			continue // it has ended meanwhile
+		if err != nil || slices.ContainsFunc(r.servers, func(s *Server) bool { return s.is(pid, argv) }) {
+			continue // it has ended meanwhile, or is a server
 		}
 		for _, m := range marks {
 			if bytes.Contains(argv, []byte(m)) {

@@ -1,6 +1,7 @@
 package rig
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -62,6 +63,20 @@ func (s *Server) PID() int {
 		return 0
 	}
 	return s.cmd.Process.Pid
+}
+
+// is tells whether a process with these arguments is the server, or one that it has forked and that is still to become
+// another program: on a busy machine that takes a while.
+func (s *Server) is(pid int, argv []byte) bool {
+	if s.PID() == 0 || s.PID() == pid {
+		return s.PID() == pid
+	}
+	own, err := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", s.PID()))
+	if err != nil || !bytes.Equal(argv, own) {
+		return false
+	}
+	st, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
+	return err != nil || bytes.Contains(st, fmt.Appendf(nil, "\nPPid:\t%d\n", s.PID())) // without status it has ended
 }
 
 // Start starts the server and returns when it serves.
