@@ -152,7 +152,7 @@ func (p *containerPod) exec(t *testing.T) {
 	}
 	s = p.start(t, p.rig.ConverseOnTerminal, "exec", "-i", "-t", p.ctr, "sh")
 	ok(t, s.Send("tty; stty size; exit\r"))
-	await(t, s, "/dev/pts/0")
+	await(t, s, "/dev/pts/")
 	await(t, s, "25 80")
 	ok(t, s.Wait(within(t, patience)))
 }

@@ -87,6 +87,10 @@ func (n *pair) oneDown(t *testing.T, down *rig.Server) {
 			must[*runtimeapi.ContainerStatsResponse](t)(runtime.ContainerStats(ctx, &runtimeapi.ContainerStatsRequest{ContainerId: upCtr}))
 		})
 	}
+	out, err := n.Rig.Run(ctx, n.Bin.Criproxy, append(n.proxy.ProxyFlags(n.runtimes()), "check")...)
+	if err == nil || !strings.Contains(out, "runtime "+down.Name) {
+		t.Errorf("criproxy check while %s is down: %v:\n%s", down.Name, err, out)
+	}
 	ok(t, down.Launch())
 	n.right(t)
 }
@@ -122,7 +126,11 @@ func (n *pair) hanging(t *testing.T) {
 		n.right(t)
 	}()
 	ctx := within(t, patience)
-	n.container.exec(t)
+	// Not by crictl, which lists first.
+	resp := must[*runtimeapi.ExecSyncResponse](t)(n.proxy.Runtime.ExecSync(ctx, &runtimeapi.ExecSyncRequest{ContainerId: n.container.ctr, Cmd: []string{"hostname"}}))
+	if string(resp.Stdout) != n.container.name+"\n" {
+		t.Errorf("exec in the container says %q", resp.Stdout)
+	}
 	n.statusWithout(ctx, t, n.Daemon())
 	short, cancel := context.WithTimeout(ctx, time.Second)
 	defer cancel()

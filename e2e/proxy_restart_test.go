@@ -23,7 +23,7 @@ func TestProxyRestarts(t *testing.T) {
 	n := startPair(t)
 	watched := n.watch(t)
 
-	for _, down := range []*rig.Server{n.Daemon(), n.containerd.Server} {
+	for _, down := range n.runtimes() {
 		t.Run(down.Name+"_down", func(t *testing.T) { n.oneDown(t, down) })
 	}
 	t.Run("virtlet_hangs", n.hanging)
@@ -67,7 +67,7 @@ func startPair(t *testing.T) *pair {
 	n.machine.runp(t)
 	n.machine.createAndStart(t)
 	n.life = n.lives(t)
-	for _, s := range []*rig.Server{n.containerd.Server, n.Daemon()} {
+	for _, s := range n.runtimes() {
 		n.images += len(must[*runtimeapi.ListImagesResponse](t)(s.Images.ListImages(within(t, patience), &runtimeapi.ListImagesRequest{})).Images)
 	}
 	return n
@@ -234,27 +234,27 @@ func (n *pair) streamsGoOn(t *testing.T) {
 // underWay kills the daemon, and criproxy, in the midst of RunPodSandbox. The caller is told, and its retry succeeds.
 func (n *pair) underWay(t *testing.T) {
 	for _, tc := range []struct {
-		name, step, action string
-		back               *rig.Server // is killed and comes back
+		name, step string
+		dies       *rig.Server
 	}{
-		{"daemon_dies", "run.attached", "kill", n.Daemon()},
-		{"proxy_dies", "run.netns", "hold", n.proxy},
+		{"daemon_dies", "run.attached", n.Daemon()},
+		{"proxy_dies", "run.netns", n.proxy},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			ctx := within(t, patience)
 			req := &runtimeapi.RunPodSandboxRequest{Config: n.PodConfig(strings.ReplaceAll(tc.name, "_", "-")), RuntimeHandler: "virtlet"}
-			arm(t, n.Rig, tc.step, tc.action)
+			arm(t, n.Rig, tc.step, "hold")
 			told := make(chan error, 1)
 			go func() {
 				_, err := n.proxy.Runtime.RunPodSandbox(ctx, req)
 				told <- err
 			}()
 			awaitStep(t, n.Rig, tc.step, told)
-			ok(t, tc.back.Kill(ctx))
+			ok(t, tc.dies.Kill(ctx))
 			if err := <-told; status.Code(err) != codes.Unavailable {
 				t.Errorf("the caller is told: %v", err)
 			}
-			ok(t, tc.back.Start(ctx))
+			ok(t, tc.dies.Start(ctx))
 			ok(t, n.proxy.AwaitReady(ctx))
 
 			resp := must[*runtimeapi.RunPodSandboxResponse](t)(n.proxy.Runtime.RunPodSandbox(ctx, req))

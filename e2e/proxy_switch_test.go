@@ -22,7 +22,7 @@ func TestProxySwitch(t *testing.T) {
 	old.createAndStart(t)
 	life := must[string](t)(r.Get(within(t, patience), "http://"+old.ip+"/life"))
 
-	n.proxy = withProxy(t, r, "criproxy", []*rig.Server{n.containerd.Server, r.Daemon()})
+	n.proxy = withProxy(t, r, "criproxy", n.runtimes())
 	after := &crictl{rig: r, path: path, endpoint: n.proxy.Endpoint()}
 	// Kubelet compares what the runtime says now with what it said before.
 	compare(t, before, after, old)

@@ -26,12 +26,15 @@ type mixed struct {
 	crictl     *crictl // speaks to criproxy
 }
 
+// runtimes are those behind criproxy; the first is the default.
+func (n mixed) runtimes() []*rig.Server { return []*rig.Server{n.containerd.Server, n.Daemon()} }
+
 // mixedNode starts all three; containerd and the proxy keep for the test's end what they log.
 func mixedNode(t *testing.T) mixed {
 	t.Helper()
 	r, _ := host(t, rig.Options{})
 	n := mixed{Rig: r, containerd: withContainerd(t, r)}
-	n.proxy = withProxy(t, r, "criproxy", []*rig.Server{n.containerd.Server, r.Daemon()})
+	n.proxy = withProxy(t, r, "criproxy", n.runtimes())
 	n.crictl = &crictl{rig: r, path: must[rig.Tools](t)(rig.BuildTools(within(t, 5*patience))).Crictl, endpoint: n.proxy.Endpoint()}
 	return n
 }
@@ -87,6 +90,7 @@ func TestProxyMainPath(t *testing.T) {
 		name string
 		run  func(*testing.T)
 	}{
+		{"check", n.check},
 		{"version_and_info", n.versionAndInfo},
 		{"pull", func(step *testing.T) { box.pull(step); vm.pullOne(step) }},
 		{"events_are_followed", func(*testing.T) { told.followEvents(t) }},
@@ -137,6 +141,17 @@ func (n mixed) events(t *testing.T, runtime runtimeapi.RuntimeServiceClient) cod
 	stream := must[runtimeapi.RuntimeService_GetContainerEventsClient](t)(runtime.GetContainerEvents(within(t, time.Second), &runtimeapi.GetEventsRequest{}))
 	_, err := stream.Recv()
 	return status.Code(err)
+}
+
+// check runs `criproxy check`, which must find nothing to mend.
+func (n mixed) check(t *testing.T) {
+	out := must[string](t)(n.Rig.Run(within(t, patience), n.Bin.Criproxy, append(n.proxy.ProxyFlags(n.runtimes()), "check")...))
+	t.Log("\n" + out)
+	for _, word := range []string{"containerd", "virtlet", "essential", "optional"} {
+		if !strings.Contains(out, word) {
+			t.Errorf("check does not tell %q", word)
+		}
+	}
 }
 
 func (n mixed) versionAndInfo(t *testing.T) {
@@ -247,7 +262,7 @@ func (n mixed) lists(t *testing.T) {
 		},
 	} {
 		var want []string
-		for _, s := range []*rig.Server{n.containerd.Server, n.Daemon()} {
+		for _, s := range n.runtimes() {
 			items := must[[]proto.Message](t)(list(s))
 			if len(items) == 0 {
 				t.Errorf("%s has no %s", s.Name, name)

@@ -7,11 +7,17 @@ import "os/exec"
 func (r *Rig) AddProxy(name string, runtimes []*Server, flags ...string) *Server {
 	var proxy *Server
 	proxy = r.addServer(name, name+".sock", func() (*exec.Cmd, error) {
-		args := []string{"--listen", proxy.Endpoint(), "--log-level", "debug"}
-		for _, s := range runtimes {
-			args = append(args, "--runtime", s.Name+"="+s.Endpoint())
-		}
+		args := append(proxy.ProxyFlags(runtimes), "--log-level", "debug")
 		return exec.Command(r.Bin.Criproxy, append(args, flags...)...), nil
 	})
 	return proxy
+}
+
+// ProxyFlags are what criproxy needs to be told to serve there, before the given runtimes.
+func (s *Server) ProxyFlags(runtimes []*Server) []string {
+	flags := []string{"--listen", s.Endpoint()}
+	for _, r := range runtimes {
+		flags = append(flags, "--runtime", r.Name+"="+r.Endpoint())
+	}
+	return flags
 }
