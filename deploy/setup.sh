@@ -21,6 +21,7 @@ test=(
 	cpio kmod zstd dpkg               # the test disk image
 	busybox                           # a DHCP client that is not ours
 	mmdebstrap qemu-system-common     # the node in a VM, virtiofsd
+	libseccomp2                       # runc, which e2e/container unpacks and does not install
 	procps
 	apparmor                          # compiling the profiles
 )

@@ -26,7 +26,7 @@ const patience = 2 * time.Minute
 func TestPodCrictl(t *testing.T) {
 	r, pulled := host(t, rig.Options{})
 	tools := must[rig.Tools](t)(rig.BuildTools(within(t, 10*time.Minute)))
-	c := &crictl{rig: r, path: tools.Crictl}
+	c := &crictl{rig: r, path: tools.Crictl, endpoint: r.Endpoint()}
 	c.run(t, "rmi", pulled)
 
 	w := &crictlPod{crictl: c, name: "web", registry: serveImage(t, r)}
@@ -58,14 +58,15 @@ func TestPodCrictl(t *testing.T) {
 	}
 }
 
-// crictl runs against a rig's daemon, in its network.
+// crictl runs against a CRI socket of a rig, in its network.
 type crictl struct {
-	rig  *rig.Rig
-	path string
+	rig      *rig.Rig
+	path     string
+	endpoint string
 }
 
 func (c *crictl) args(args []string) []string {
-	return append([]string{"--timeout", patience.String(), "--runtime-endpoint", c.rig.Endpoint()}, args...)
+	return append([]string{"--timeout", patience.String(), "--runtime-endpoint", c.endpoint}, args...)
 }
 
 // run returns what crictl printed; crictl must succeed.
@@ -135,7 +136,7 @@ func serveImage(t *testing.T, r *rig.Rig) registry {
 	return registry{address: address, digest: "sha256:" + hex.EncodeToString(sum.Sum(nil)), size: size}
 }
 
-// crictlPod is the pod of TestPodCrictl.
+// crictlPod is a VM pod, as that of TestPodCrictl.
 type crictlPod struct {
 	*crictl
 	registry
@@ -153,21 +154,21 @@ func (w *crictlPod) url() string { return w.address + "/test.qcow2" }
 func (w *crictlPod) image() string { return "virtlet.cloud/" + w.url() }
 
 // writeJSON writes a config as crictl reads it and returns its path.
-func (w *crictlPod) writeJSON(t *testing.T, name string, v any) string {
+func (c *crictl) writeJSON(t *testing.T, name string, v any) string {
 	t.Helper()
-	path := filepath.Join(w.rig.Dir, name)
+	path := filepath.Join(c.rig.Dir, name)
 	ok(t, os.WriteFile(path, must[[]byte](t)(json.Marshal(v)), 0o600))
 	return path
 }
 
 // podFile is a pod's config, written as a person would.
-func (w *crictlPod) podFile(t *testing.T, name string) string {
+func (c *crictl) podFile(t *testing.T, name string) string {
 	t.Helper()
-	return w.writeJSON(t, name+"-pod.json", map[string]any{
-		"metadata":      map[string]any{"name": name, "namespace": "e2e", "uid": "uid-" + w.rig.Name + name},
+	return c.writeJSON(t, name+"-pod.json", map[string]any{
+		"metadata":      map[string]any{"name": name, "namespace": "e2e", "uid": "uid-" + c.rig.Name + name},
 		"hostname":      name,
-		"log_directory": w.rig.LogDir(name),
-		"linux":         map[string]any{"cgroup_parent": w.rig.CgroupParent},
+		"log_directory": c.rig.LogDir(name),
+		"linux":         map[string]any{"cgroup_parent": c.rig.CgroupParent},
 	})
 }
 
@@ -183,13 +184,13 @@ func (w *crictlPod) vmFile(t *testing.T) string {
 }
 
 // id64 is the id that crictl printed last.
-func (w *crictlPod) id64(t *testing.T, out string) string {
+func (c *crictl) id64(t *testing.T, out string) string {
 	t.Helper()
 	id := strings.TrimSpace(out)
 	if !regexp.MustCompile(`^[0-9a-f]{64}$`).MatchString(id) {
 		t.Fatalf("not an id: %q", out)
 	}
-	w.rig.Know(id)
+	c.rig.Know(id)
 	return id
 }
 

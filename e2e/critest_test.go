@@ -80,7 +80,7 @@ func TestPodCritest(t *testing.T) {
 	tools := must[rig.Tools](t)(rig.BuildTools(within(t, 10*time.Minute)))
 
 	t.Run("what_is_skipped_has_a_reason", func(t *testing.T) {
-		all := critest(t, r, tools, "--ginkgo.dry-run")
+		all := critest(t, r, tools, r.Endpoint(), "--ginkgo.dry-run")
 		passing, classes := classify(t, all)
 		if len(passing) != mustPassCount {
 			t.Errorf("%d specs are to pass, not %d: %q", len(passing), mustPassCount, passing)
@@ -92,7 +92,7 @@ func TestPodCritest(t *testing.T) {
 	for _, handler := range []string{"virtlet", ""} {
 		t.Run(fmt.Sprintf("handler_%q", handler), func(t *testing.T) {
 			passed := 0
-			for _, s := range critest(t, r, tools, "--ginkgo.focus="+mustPass.String(), "--runtime-handler="+handler) {
+			for _, s := range critest(t, r, tools, r.Endpoint(), "--ginkgo.focus="+mustPass.String(), "--runtime-handler="+handler) {
 				switch {
 				case s.state == "passed":
 					passed++
@@ -111,14 +111,14 @@ func TestPodCritest(t *testing.T) {
 	}
 }
 
-// critest runs it and returns its specs from its report. Whether they passed is for the caller to say.
-func critest(t *testing.T, r *rig.Rig, tools rig.Tools, args ...string) []spec {
+// critest runs it against a CRI socket and returns its specs from its report. Whether they passed is for the caller to say.
+func critest(t *testing.T, r *rig.Rig, tools rig.Tools, endpoint string, args ...string) []spec {
 	t.Helper()
 	dir := t.TempDir()
 	report := filepath.Join(dir, "report.json")
 	cmd := r.Command(within(t, 10*time.Minute), tools.Critest, append(args,
 		"--ginkgo.json-report="+report, "--ginkgo.no-color", "--ginkgo.timeout=9m",
-		"--runtime-endpoint="+r.Endpoint(), "--runtime-service-timeout=5m", "--config="+filepath.Join(dir, "none.yaml"))...)
+		"--runtime-endpoint="+endpoint, "--runtime-service-timeout=5m", "--config="+filepath.Join(dir, "none.yaml"))...)
 	cmd.Dir = dir
 	cmd.Env = append(os.Environ(), "TMPDIR="+dir)
 	var out bytes.Buffer
