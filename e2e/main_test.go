@@ -63,13 +63,15 @@ func buildPrograms(dir string) (rig.Binaries, error) {
 	if given := os.Getenv("VIRTLET_E2E_BIN"); given != "" {
 		dir = given
 	} else {
-		cmd := exec.Command("go", "build", "-tags", "faultpoints", "-trimpath", "-ldflags", "-s -w", "-o", dir+"/", "../cmd/virtlet", "../cmd/vmwrapper")
+		cmd := exec.Command("go", "build", "-tags", "faultpoints", "-trimpath", "-ldflags", "-s -w", "-o", dir+"/", "../cmd/virtlet", "../cmd/vmwrapper", "../cmd/virtlet-images")
 		cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
 		if out, err := cmd.CombinedOutput(); err != nil {
 			return rig.Binaries{}, fmt.Errorf("building the programs: %w\n%s", err, out)
 		}
 	}
-	return rig.Binaries{Virtlet: filepath.Join(dir, "virtlet"), Wrapper: filepath.Join(dir, "vmwrapper")}, nil
+	return rig.Binaries{
+		Virtlet: filepath.Join(dir, "virtlet"), Wrapper: filepath.Join(dir, "vmwrapper"), ImageServer: filepath.Join(dir, "virtlet-images"),
+	}, nil
 }
 
 // host makes a rig with a running daemon and the test image pulled, and returns the name of that image. At the test's
