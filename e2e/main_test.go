@@ -78,6 +78,20 @@ func buildPrograms(dir string) (rig.Binaries, error) {
 // end it removes all pods and proves that nothing is left.
 func host(t *testing.T, o rig.Options) (*rig.Rig, string) {
 	t.Helper()
+	r := hostWithoutImages(t, o)
+	name, err := r.CopyImage(testImage, "test.qcow2")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := r.Pull(within(t, time.Minute), name); err != nil {
+		t.Fatal(err)
+	}
+	return r, name
+}
+
+// hostWithoutImages is host without the test image.
+func hostWithoutImages(t *testing.T, o rig.Options) *rig.Rig {
+	t.Helper()
 	if os.Geteuid() != 0 {
 		t.Skip("needs root")
 	}
@@ -95,18 +109,10 @@ func host(t *testing.T, o rig.Options) (*rig.Rig, string) {
 			t.Logf("the daemon's log:\n%s", log)
 		}
 	})
-	ctx := within(t, time.Minute)
-	if err := r.StartDaemon(ctx); err != nil {
+	if err := r.StartDaemon(within(t, time.Minute)); err != nil {
 		t.Fatal(err)
 	}
-	name, err := r.CopyImage(testImage, "test.qcow2")
-	if err != nil {
-		t.Fatal(err)
-	}
-	if _, err := r.Pull(ctx, name); err != nil {
-		t.Fatal(err)
-	}
-	return r, name
+	return r
 }
 
 // within is a context that ends with the test, or after d.

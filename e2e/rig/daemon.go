@@ -83,7 +83,7 @@ func (r *Rig) writeConfig() (string, error) {
 		"image-local-dirs": []string{filepath.Join(r.Dir, "images")},
 		// The machine's own rules and mirrors must not count.
 		"image-translations": r.RulesDir(), "image-registry-hosts": r.HostsDir(),
-		"log-level":        "debug",
+		"log-level": "debug",
 	}
 	for k, v := range r.Settings {
 		conf[k] = v
