@@ -85,7 +85,7 @@ func faultyRegistries(t *testing.T, r *rig.Rig) []brokenPull {
 	all = append(all, fails("registry_sends_another_blob", at+"other:v1", codes.Unknown, notAsSigned, digestOf(layer)))
 	_, layer, blob, _ = push("short")
 	answers[blob] = &source{content: layer[:len(layer)-1]}
-	all = append(all, fails("registry_sends_a_shorter_blob", at+"short:v1", codes.Unknown, notAsSigned, "were promised"))
+	all = append(all, fails("registry_sends_a_shorter_blob", at+"short:v1", codes.Unknown, notAsSigned, "and should have"))
 	_, _, blob, _ = push("gone")
 	answers[blob] = refuse(http.StatusNotFound)
 	all = append(all, fails("registry_lacks_a_blob", at+"gone:v1", codes.NotFound, "404"))

@@ -44,7 +44,7 @@ func faultyServers(t *testing.T, r *rig.Rig) []brokenPull {
 	unknown.before = everyTenth(unknown.content)
 	all = append(all, fails("drops_at_each_tenth_without_ETag", at+"/tenth-unknown", codes.Unknown, unavailable, "given up after 6 attempts"))
 	half := serve("/half", &source{content: disk(), etag: `"v1"`, before: upToHalf})
-	all = append(all, fails("drops_for_ever", at+"/half", codes.Unknown, unavailable, "given up after 7 attempts").keeps(half.content, func() {
+	all = append(all, fails("drops_for_ever", at+"/half", codes.Unknown, unavailable, "given up after 6 attempts").keeps(half.content, func() {
 		half.before = nil
 	}))
 
