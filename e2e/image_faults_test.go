@@ -65,17 +65,9 @@ func (f brokenPull) check(t *testing.T, r *rig.Rig, id string, err error) {
 		}
 		wantContent(t, r, f.content)
 	} else {
-		st := status.Convert(err)
-		if st.Code() != f.code {
-			t.Errorf("code %s: %v; want %s", st.Code(), err, f.code)
-		}
-		if f.code == codes.Unknown && !strings.HasPrefix(st.Message(), f.words[0]) {
-			t.Errorf("kubelet does not know this: %q", st.Message())
-		}
-		for _, word := range f.words {
-			if !strings.Contains(st.Message(), word) {
-				t.Errorf("%q lacks %q", st.Message(), word)
-			}
+		refused(t, err, f.code, f.words...)
+		if f.code == codes.Unknown && !strings.HasPrefix(status.Convert(err).Message(), f.words[0]) {
+			t.Errorf("kubelet does not know this: %v", err)
 		}
 		if img := imageOf(t, r, f.image); img != nil {
 			t.Errorf("there is an image of that name: %v", img)

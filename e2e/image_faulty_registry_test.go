@@ -17,7 +17,7 @@ func registryOn(t *testing.T, r *rig.Rig) *registrytest.Registry {
 	t.Helper()
 	l, err := r.Listen("127.0.0.1:0")
 	ok(t, err)
-	return registrytest.NewPlainOn(t, l)
+	return registrytest.On(t, l, false)
 }
 
 // layerOf is the one layer of an image as a registry has it.

@@ -101,15 +101,22 @@ func parts(t *testing.T, r *rig.Rig) []string {
 	return must[[]string](t)(filepath.Glob(filepath.Join(r.StateDir(), "images", "parts", "*")))
 }
 
-// wantEmptyStore removes every image, stops the daemon and checks that nothing is left: no content, no part of one, no
-// record.
-func wantEmptyStore(t *testing.T, r *rig.Rig) {
+// removeAll removes every image and checks that nothing stays of them.
+func removeAll(t *testing.T, r *rig.Rig) {
 	t.Helper()
 	ctx := within(t, patience)
 	for _, img := range imageList(t, r) {
 		ok(t, removeImage(ctx, r, img.Id))
 	}
 	wantImages(ctx, t, r)
+}
+
+// wantEmptyStore removes every image, stops the daemon and checks that nothing is left: no content, no part of one, no
+// record.
+func wantEmptyStore(t *testing.T, r *rig.Rig) {
+	t.Helper()
+	ctx := within(t, patience)
+	removeAll(t, r)
 	ok(t, r.RemoveAll(ctx))
 	ok(t, r.Leftovers())
 	ok(t, r.StopDaemon(ctx))
