@@ -42,7 +42,9 @@ func (r *Rig) writeConfig() (string, error) {
 		"cni-conf-dir": filepath.Join(r.Dir, "cni"), "cni-bin-dir": []string{"/usr/lib/cni", "/opt/cni/bin"},
 		"accel": "auto", "cgroup-driver": "cgroupfs",
 		"image-local-dirs": []string{filepath.Join(r.Dir, "images")},
-		"log-level":        "debug",
+		// The machine's own rules and mirrors must not count.
+		"image-translations": r.RulesDir(), "image-registry-hosts": r.HostsDir(),
+		"log-level": "debug",
 	}
 	for k, v := range r.Settings {
 		conf[k] = v
@@ -51,8 +53,7 @@ func (r *Rig) writeConfig() (string, error) {
 	if err != nil {
 		return "", err
 	}
-	path := filepath.Join(r.Dir, "virtlet.yaml")
-	return path, os.WriteFile(path, b, 0o600)
+	return r.ConfigFile(), os.WriteFile(r.ConfigFile(), b, 0o600)
 }
 
 // AwaitReady returns when the daemon's recovery is over, or when it has died.

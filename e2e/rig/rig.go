@@ -51,9 +51,10 @@ type Rig struct {
 
 // Binaries are the programs under test.
 type Binaries struct {
-	Virtlet  string
-	Wrapper  string
-	Criproxy string // for AddProxy alone
+	Virtlet     string
+	Wrapper     string
+	Criproxy    string // for AddProxy alone
+	ImageServer string // virtlet-images, which the daemon needs not
 }
 
 // Options for New; a zero field means the default.
@@ -182,6 +183,15 @@ func (r *Rig) RunDir() string { return filepath.Join(r.Dir, "run") }
 
 // NetnsDir is where the daemon pins the pods' network namespaces.
 func (r *Rig) NetnsDir() string { return filepath.Join(r.Dir, "netns") }
+
+// RulesDir is where the daemon looks for translation rules, HostsDir for registries' hosts.toml. Neither is there at first.
+func (r *Rig) RulesDir() string { return filepath.Join(r.Dir, "images.d") }
+
+// HostsDir is told of at RulesDir.
+func (r *Rig) HostsDir() string { return filepath.Join(r.Dir, "certs.d") }
+
+// ConfigFile is the daemon's configuration file.
+func (r *Rig) ConfigFile() string { return filepath.Join(r.Dir, "virtlet.yaml") }
 
 // Socket is the daemon's CRI socket.
 func (r *Rig) Socket() string { return r.daemon.Socket }

@@ -1,6 +1,7 @@
 package image
 
 import (
+	"bytes"
 	"fmt"
 	"io"
 	"net/http"
@@ -63,6 +64,23 @@ func TestPullRegistry(t *testing.T) {
 			t.Errorf("%d requests for contents: what is here was fetched again: %+v", n, r.Requests())
 		}
 		must(t, ts.Remove(t.Context(), img.ID))
+		ts.wantNothing()
+	})
+	t.Run("other_bytes_in_the_place_of_a_layer", func(t *testing.T) {
+		r, ts := withRegistry(t)
+		// So long that unpacking fails before the end.
+		digest := r.PushArtifact(t, "vm", "v1", registrytest.Artifact{ConfigType: "application/vnd.oci.image.config.v1+json", Layers: []registrytest.Blob{{
+			Content: tar("disk/d.qcow2", string(fakeDisk("long", 16<<20))), MediaType: "application/vnd.oci.image.layer.v1.tar",
+		}}})
+		r.Before(func(w http.ResponseWriter, req *http.Request) bool {
+			wrong := strings.Contains(req.URL.Path, "/blobs/") && req.URL.Path != "/v2/vm/blobs/"+idOf([]byte("{}"))
+			if wrong {
+				_, _ = w.Write(bytes.Repeat([]byte("x"), 16<<20+2048))
+			}
+			return wrong
+		})
+		_, err := ts.Pull(t.Context(), r.Host+"/vm@"+digest, nil)
+		wantError(t, err, ErrDigestMismatch)
 		ts.wantNothing()
 	})
 	t.Run("artifact_in_any_packing", func(t *testing.T) {

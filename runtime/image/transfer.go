@@ -139,8 +139,16 @@ func (t *transfer) look(ctx context.Context, size int64) {
 		return
 	}
 	t.out = out
-	t.unpacker = unpack(ctx, newGrowing(t.part.file), t.from.search, out, t.s.cfg.MaxBytes, t.abort)
+	t.unpacker = unpack(ctx, newGrowing(t.part.file), t.from.search, out, t.s.cfg.MaxBytes, t.unpackFailed)
 	t.unpacker.from.grown(size)
+}
+
+// unpackFailed ends the download. What cannot be unpacked though its digest is promised comes to its end first: it may be
+// that the source sends something else.
+func (t *transfer) unpackFailed(err error) {
+	if t.from.digest == "" || !errors.Is(err, ErrRefused) {
+		t.abort(err)
+	}
 }
 
 // stopUnpacking ends it, and removes what it wrote unless that has found its place.

@@ -93,13 +93,13 @@ type unpacker struct {
 // errStopped ends an unpacker whose input begins anew.
 var errStopped = errors.New("stopped")
 
-// unpack starts to write the disk that is in a growing file to out. A fault goes to abort, too.
-func unpack(ctx context.Context, from *growing, search *registry.Search, out *os.File, limit int64, abort context.CancelCauseFunc) *unpacker {
+// unpack starts to write the disk that is in a growing file to out. A fault goes to failed, too.
+func unpack(ctx context.Context, from *growing, search *registry.Search, out *os.File, limit int64, failed func(error)) *unpacker {
 	u := &unpacker{from: from, done: make(chan struct{}), disk: diskFile{file: out, hash: sha256.New()}}
 	go func() {
 		defer close(u.done)
 		if u.err = u.run(ctx, search, limit); u.err != nil && !errors.As(u.err, new(*noDiskError)) {
-			abort(u.err)
+			failed(u.err)
 		}
 	}()
 	return u
