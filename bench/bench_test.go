@@ -22,15 +22,16 @@ import (
 
 // repeats are how often things are measured. At least 10 for what goes on record; -short tries the benchmarks out.
 type repeats struct {
-	boots, sandboxes, lists, listCalls, pods, vms, windows int
-	window                                                 time.Duration
+	boots, sandboxes, lists, listCalls, pods, vms, windows, pulls int
+	imageBytes                                                    int64
+	window                                                        time.Duration
 }
 
 func howOften() repeats {
 	if testing.Short() {
-		return repeats{boots: 2, sandboxes: 3, lists: 2, listCalls: 50, pods: 10, vms: 2, windows: 2, window: time.Second}
+		return repeats{boots: 2, sandboxes: 3, lists: 2, listCalls: 50, pods: 10, vms: 2, windows: 2, window: time.Second, pulls: 1, imageBytes: 64 << 20}
 	}
-	return repeats{boots: 15, sandboxes: 30, lists: 10, listCalls: 500, pods: 200, vms: 20, windows: 10, window: 3 * time.Second}
+	return repeats{boots: 15, sandboxes: 30, lists: 10, listCalls: 500, pods: 200, vms: 20, windows: 10, window: 3 * time.Second, pulls: 7, imageBytes: 1 << 30}
 }
 
 // run is one run of all benchmarks.
@@ -52,6 +53,7 @@ var subjects = []struct {
 	{"sandbox", sandboxes},
 	{"idle", idle},
 	{"list", lists},
+	{"image", images},
 }
 
 // TestBench measures every subject and writes RESULTS.md. A missed target is a line of the results, not a failure.
@@ -95,7 +97,7 @@ func TestBench(t *testing.T) {
 }
 
 // recorded is the number of rows in a whole run.
-const recorded = 13
+const recorded = 20
 
 func newRun(ctx context.Context) (*run, error) {
 	b := &run{repeats: howOften()}

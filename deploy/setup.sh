@@ -22,6 +22,7 @@ test=(
 	busybox                           # a DHCP client that is not ours
 	mmdebstrap qemu-system-common     # the node in a VM, virtiofsd
 	procps
+	skopeo                            # a peer of the benchmarks
 	apparmor                          # compiling the profiles
 )
 
