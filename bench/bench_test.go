@@ -22,16 +22,23 @@ import (
 
 // repeats are how often things are measured. At least 10 for what goes on record; -short tries the benchmarks out.
 type repeats struct {
-	boots, sandboxes, lists, listCalls, pods, vms, windows int
-	proxied, proxiedCalls                                  int // pods behind criproxy
-	window                                                 time.Duration
+	boots, sandboxes, lists, listCalls, pods, vms, windows, pulls int
+	proxied, proxiedCalls                                         int // pods behind criproxy
+	imageBytes                                                    int64
+	window                                                        time.Duration
 }
 
 func howOften() repeats {
 	if testing.Short() {
-		return repeats{boots: 2, sandboxes: 3, lists: 2, listCalls: 50, pods: 10, vms: 2, windows: 2, window: time.Second, proxied: 500, proxiedCalls: 500}
+		return repeats{
+			boots: 2, sandboxes: 3, lists: 2, listCalls: 50, pods: 10, vms: 2, windows: 2, window: time.Second,
+			proxied: 500, proxiedCalls: 500, pulls: 1, imageBytes: 64 << 20,
+		}
 	}
-	return repeats{boots: 15, sandboxes: 30, lists: 10, listCalls: 500, pods: 200, vms: 20, windows: 10, window: 3 * time.Second, proxied: 500, proxiedCalls: 2000}
+	return repeats{
+		boots: 15, sandboxes: 30, lists: 10, listCalls: 500, pods: 200, vms: 20, windows: 10, window: 3 * time.Second,
+		proxied: 500, proxiedCalls: 2000, pulls: 7, imageBytes: 1 << 30,
+	}
 }
 
 // run is one run of all benchmarks.
@@ -55,6 +62,7 @@ var subjects = []struct {
 	{"idle", idle},
 	{"list", lists},
 	{"proxy", proxied},
+	{"image", images},
 }
 
 // TestBench measures every subject and writes RESULTS.md. A missed target is a line of the results, not a failure.
@@ -98,7 +106,7 @@ func TestBench(t *testing.T) {
 }
 
 // recorded is the number of rows in a whole run.
-const recorded = 27
+const recorded = 34
 
 func newRun(ctx context.Context) (*run, error) {
 	b := &run{repeats: howOften()}

@@ -23,6 +23,7 @@ test=(
 	mmdebstrap qemu-system-common     # the node in a VM, virtiofsd
 	libseccomp2                       # runc, which e2e/container unpacks and does not install
 	procps
+	skopeo                            # a peer of the benchmarks
 	apparmor                          # compiling the profiles
 )
 
