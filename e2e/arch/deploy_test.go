@@ -12,6 +12,9 @@ import (
 	"testing"
 
 	"go.yaml.in/yaml/v3"
+	"k8s.io/apimachinery/pkg/api/resource"
+
+	"github.com/virtlet/virtlet/sandbox/domain"
 )
 
 // TestExampleConfig holds the example configurations to their programs: every key stands there, in a comment, with its default.
@@ -180,5 +183,34 @@ func TestImageServer(t *testing.T) {
 	cmd.Dir = top
 	if out, err := cmd.CombinedOutput(); err == nil || !strings.Contains(string(out), "opening the directory of images: open "+none) {
 		t.Errorf("the program does not take these arguments: %v\n%s", err, out)
+	}
+}
+
+// TestRuntimeClassOverhead: what the pod's cgroup is given beside the limits is enough for the VMs that the manifest's
+// comment names, or the pod's cgroup would be tighter than the VM's.
+func TestRuntimeClassOverhead(t *testing.T) {
+	var class struct {
+		Overhead struct {
+			PodFixed map[string]string `yaml:"podFixed"`
+		}
+	}
+	b, err := os.ReadFile(filepath.Join(top, "deploy", "runtimeclass.yaml"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := yaml.Unmarshal(b, &class); err != nil {
+		t.Fatal(err)
+	}
+	fixed, err := resource.ParseQuantity(class.Overhead.PodFixed["memory"])
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, d := range []domain.Domain{
+		{Accel: domain.KVM, CPUs: 8, MemoryBytes: 24 << 30},
+		{Accel: domain.TCG, CPUs: 4, MemoryBytes: 4 << 30},
+	} {
+		if need := domain.Overhead(d); fixed.Value() < need {
+			t.Errorf("%s with %d vCPUs and %d GiB needs %d MiB, podFixed gives %d", d.Accel, d.CPUs, d.MemoryBytes>>30, need>>20, fixed.Value()>>20)
+		}
 	}
 }
