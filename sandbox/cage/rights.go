@@ -53,7 +53,7 @@ func dropCapabilities() error {
 	return unix.Capset(&header, &none[0])
 }
 
-// set puts the limits in force, as hard ones.
+// set puts the limits in force, as hard ones; that of the address space comes at the very end, in execute.
 func (l Limits) set() error {
 	for _, r := range []struct {
 		what     string
@@ -66,7 +66,6 @@ func (l Limits) set() error {
 		{"CPU time", unix.RLIMIT_CPU, l.CPU, false},
 		{"file size", unix.RLIMIT_FSIZE, l.FileSize, false},
 		{"open files", unix.RLIMIT_NOFILE, l.OpenFiles, false},
-		{"address space", unix.RLIMIT_AS, l.AddressSpace, false},
 	} {
 		if r.value == 0 && !r.always {
 			continue

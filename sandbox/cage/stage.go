@@ -9,6 +9,7 @@ import (
 	"runtime"
 	"strconv"
 	"syscall"
+	"unsafe"
 
 	"golang.org/x/sys/unix"
 )
@@ -69,18 +70,45 @@ func becomeProgram() error {
 	if err := FilterCalls(unix.AF_UNIX); err != nil {
 		return err
 	}
-	// Last, because they bind us too: with less address space than Go has taken there is none for anything new.
 	if err := spec.Limits.set(); err != nil {
 		return err
 	}
 	if err := tell(status{Executing: true}); err != nil {
 		return err
 	}
-	err = syscall.Exec(spec.Program, append([]string{spec.Program}, spec.Args...), spec.Env)
+	err = spec.execute()
 	if errors.Is(err, unix.EACCES) {
 		err = fmt.Errorf("%w (user %d must be able to read and run it)", err, spec.UID)
 	}
 	return fmt.Errorf("executing it: %w", err)
+}
+
+// execute becomes the program.
+func (s Spec) execute() error {
+	args := append([]string{s.Program}, s.Args...)
+	if s.Limits.AddressSpace == 0 {
+		return syscall.Exec(s.Program, args, s.Env)
+	}
+	program, err := syscall.BytePtrFromString(s.Program)
+	if err != nil {
+		return err
+	}
+	argv, err := syscall.SlicePtrFromStrings(args)
+	if err != nil {
+		return err
+	}
+	env, err := syscall.SlicePtrFromStrings(s.Env)
+	if err != nil {
+		return err
+	}
+	// The limit binds us, too, and Go has taken more already: any memory that its runtime asks for from here on is
+	// refused, and ends us with code 2, which would look like the program's. So nothing of Go's is between the two calls.
+	limit := unix.Rlimit{Cur: s.Limits.AddressSpace, Max: s.Limits.AddressSpace}
+	if _, _, errno := unix.RawSyscall6(unix.SYS_PRLIMIT64, 0, unix.RLIMIT_AS, uintptr(unsafe.Pointer(&limit)), 0, 0, 0); errno != 0 {
+		return fmt.Errorf("limiting the address space to %d: %w", s.Limits.AddressSpace, errno)
+	}
+	_, _, errno := unix.RawSyscall(unix.SYS_EXECVE, uintptr(unsafe.Pointer(program)), uintptr(unsafe.Pointer(&argv[0])), uintptr(unsafe.Pointer(&env[0])))
+	return errno
 }
 
 func tell(s status) error {

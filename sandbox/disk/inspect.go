@@ -149,8 +149,8 @@ func (i Inspector) checkQCOW2(ctx context.Context, path string) error {
 		Corruptions int64 `json:"corruptions"`
 		CheckErrors int64 `json:"check-errors"`
 	}
-	if err := json.Unmarshal(stdout, &report); err != nil {
-		return fmt.Errorf("reading the report of qemu-img check: %w", err)
+	if jsonErr := json.Unmarshal(stdout, &report); jsonErr != nil {
+		return errors.Join(fmt.Errorf("reading the report of qemu-img check: %w", jsonErr), err)
 	}
 	if faults := report.Corruptions + report.CheckErrors; faults > 0 {
 		return fmt.Errorf("%w: qemu-img check finds %d faults", ErrDamaged, faults)
