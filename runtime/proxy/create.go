@@ -145,6 +145,8 @@ func (p *Proxy) checkImage(ctx context.Context, b *backend, pod string, spec []b
 	if has, err := b.hasImage(ctx, spec); has || err != nil {
 		return nil //nolint:nilerr // see above
 	}
+	ctx, cancel := context.WithTimeout(ctx, p.patience)
+	defer cancel()
 	for _, other := range p.backends {
 		if other == b {
 			continue
