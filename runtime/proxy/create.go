@@ -143,7 +143,7 @@ func (p *Proxy) checkImage(ctx context.Context, b *backend, pod string, spec []b
 		return nil
 	}
 	if has, err := b.hasImage(ctx, spec); has || err != nil {
-		return nil //nolint:nilerr // see above
+		return nil
 	}
 	ctx, cancel := context.WithTimeout(ctx, p.patience)
 	defer cancel()
