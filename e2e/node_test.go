@@ -53,6 +53,7 @@ func TestNode(t *testing.T) {
 		{"restart_leaves_the_VM_running", (*nodeHost).restart},
 		{"log_is_JSON_in_the_journal", (*nodeHost).journal},
 		{"watchdog_is_fed", (*nodeHost).watchdog},
+		{"criproxy_serves_by_its_unit", (*nodeHost).criproxy},
 		{"power_cut_in_the_middle_of_a_start", (*nodeHost).powerCut},
 		{"pods_of_before_are_not_ready", (*nodeHost).afterPowerCut},
 		{"removal_leaves_nothing", (*nodeHost).removal},
@@ -109,7 +110,7 @@ func startNode(t *testing.T) *nodeHost {
 		if t.Failed() {
 			ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 			defer cancel()
-			out, err := n.Run(ctx, "systemctl status --no-pager virtlet || true; journalctl -b --no-pager -n 200 -o short-monotonic; dmesg | tail -30; systemd-cgls --no-pager || true")
+			out, err := n.Run(ctx, "systemctl status --no-pager virtlet criproxy || true; journalctl -b --no-pager -n 200 -o short-monotonic; dmesg | tail -30; systemd-cgls --no-pager || true")
 			t.Logf("the node: %s (%v)%s", out, err, n.Diagnostics())
 		}
 		ok(t, n.Close())
@@ -126,7 +127,7 @@ func nodePrograms(dir string) (string, error) {
 		}
 	}
 	for _, args := range [][]string{
-		{"build", "-trimpath", "-ldflags", "-s -w", "-o", dir + "/", "../cmd/virtlet", "../cmd/vmwrapper", "./node/nodectl"},
+		{"build", "-trimpath", "-ldflags", "-s -w", "-o", dir + "/", "../cmd/virtlet", "../cmd/vmwrapper", "../cmd/criproxy", "./node/nodectl"},
 		{"test", "-c", "-o", dir + "/", "../cgroups", "../netns", "../sandbox/cage", "../sandbox/supervisor"},
 	} {
 		cmd := exec.Command("go", args...)
@@ -141,10 +142,14 @@ func nodePrograms(dir string) (string, error) {
 func nodeFiles(t *testing.T, programs, attacker string) []node.File {
 	t.Helper()
 	program := func(path, source string) node.File { return node.File{Path: path, Source: source, Mode: 0o755} }
-	unit := string(must[[]byte](t)(os.ReadFile("../deploy/virtlet.service")))
+	unit := func(name string) node.File {
+		text := string(must[[]byte](t)(os.ReadFile("../deploy/" + name)))
+		return node.File{Path: "/etc/systemd/system/" + name, Content: strings.ReplaceAll(text, "@BINDIR@", "/usr/local/bin")}
+	}
 	return []node.File{
 		program("/usr/local/bin/virtlet", filepath.Join(programs, "virtlet")),
 		program("/usr/local/bin/vmwrapper", filepath.Join(programs, "vmwrapper")),
+		program("/usr/local/bin/criproxy", filepath.Join(programs, "criproxy")),
 		node.Nodectl(filepath.Join(programs, "nodectl")),
 		program("/opt/faults/virtlet", bin.Virtlet),
 		program(nodeAttacker, attacker),
@@ -152,10 +157,12 @@ func nodeFiles(t *testing.T, programs, attacker string) []node.File {
 		program("/opt/tests/netns.test", filepath.Join(programs, "netns.test")),
 		program("/opt/tests/cage.test", filepath.Join(programs, "cage.test")),
 		program("/opt/tests/supervisor.test", filepath.Join(programs, "supervisor.test")),
-		{Path: "/etc/systemd/system/virtlet.service", Content: strings.ReplaceAll(unit, "@BINDIR@", "/usr/local/bin")},
+		unit("virtlet.service"),
+		unit("criproxy.service"),
 		{Path: nodeProfiles, Source: "../deploy/apparmor/virtlet"},
 		{Path: "/etc/apparmor.d/tunables/virtlet", Source: "../deploy/apparmor/tunables/virtlet"},
 		{Path: "/etc/virtlet/virtlet.yaml", Content: "image-local-dirs: [/opt/images]\n"},
+		{Path: "/etc/virtlet/criproxy.yaml", Content: "runtime: [virtlet=unix:///run/virtlet/virtlet.sock]\n"},
 		{Path: "/etc/cni/net.d/10-virtlet.conflist", Source: "../deploy/cni/10-virtlet.conflist"},
 		{Path: "/opt/images/test.qcow2", Source: testImage},
 	}

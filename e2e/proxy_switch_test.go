@@ -10,7 +10,7 @@ import (
 // TestProxySwitch moves a node of containers to criproxy and back, as docs/criproxy.md tells it: what kubelet sees of
 // its pods is the same on both ways, and no pod is restarted.
 func TestProxySwitch(t *testing.T) {
-	r, _ := host(t, rig.Options{})
+	r, _ := host(t, rig.Options{Settings: map[string]any{"handlers": []string{"virtlet"}}})
 	n := mixed{Rig: r, containerd: withContainerd(t, r)}
 	path := must[rig.Tools](t)(rig.BuildTools(within(t, 5*patience))).Crictl
 	before := &crictl{rig: r, path: path, endpoint: n.containerd.Endpoint()}
@@ -37,6 +37,8 @@ func TestProxySwitch(t *testing.T) {
 	vm.pullOne(t)
 	vm.runp(t)
 	vm.createAndStart(t)
+
+	n.targetAnnotation(t) // it leads to the daemon, which takes no pod without a handler here
 
 	// The way back: VMs are drained, since nobody would look after them.
 	vm.run(t, "rmp", "--force", vm.id)
