@@ -22,15 +22,15 @@ import (
 
 // repeats are how often things are measured. At least 10 for what goes on record; -short tries the benchmarks out.
 type repeats struct {
-	boots, sandboxes, lists, listCalls, pods, vms, windows int
-	window                                                 time.Duration
+	boots, memories, sandboxes, lists, listCalls, pods, vms, windows int
+	window                                                           time.Duration
 }
 
 func howOften() repeats {
 	if testing.Short() {
-		return repeats{boots: 2, sandboxes: 3, lists: 2, listCalls: 50, pods: 10, vms: 2, windows: 2, window: time.Second}
+		return repeats{boots: 2, memories: 2, sandboxes: 3, lists: 2, listCalls: 50, pods: 10, vms: 2, windows: 2, window: time.Second}
 	}
-	return repeats{boots: 15, sandboxes: 30, lists: 10, listCalls: 500, pods: 200, vms: 20, windows: 10, window: 3 * time.Second}
+	return repeats{boots: 15, memories: 10, sandboxes: 30, lists: 10, listCalls: 500, pods: 200, vms: 20, windows: 10, window: 3 * time.Second}
 }
 
 // run is one run of all benchmarks.
@@ -48,6 +48,7 @@ var subjects = []struct {
 	measure func(ctx context.Context, t *testing.T, b *run) ([]Row, error)
 }{
 	{"boot", boots},
+	{"overhead", overheads},
 	{"cage", cages},
 	{"sandbox", sandboxes},
 	{"idle", idle},
@@ -95,7 +96,7 @@ func TestBench(t *testing.T) {
 }
 
 // recorded is the number of rows in a whole run.
-const recorded = 13
+const recorded = 15
 
 func newRun(ctx context.Context) (*run, error) {
 	b := &run{repeats: howOften()}

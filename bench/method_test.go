@@ -21,6 +21,9 @@ pod's bridge) is not counted. Where there is a peer, the two take turns and chan
   a fresh network namespace, whose making is not counted.
 - **Lists.** ListPodSandbox and then ListContainers with every pod of the node in the answer, each pod with a created VM
   and with the labels and annotations that kubelet writes, timed together; the figure is the median of the 99th percentiles of the batches.
+- **A VM's memory beside its RAM** is the PSS of QEMU and vmwrapper without the mapping that is the guest's
+  RAM, after the guest has used nearly all that it had left. The target is what the VM's cgroup is given on top of the RAM
+  (domain.Overhead); overhead.podFixed of deploy/runtimeclass.yaml, 256 MiB, is to be no less than that.
 - **Memory** is PSS from smaps_rollup, with guests that are up. **CPU** is the time that the kernel counted for all threads
   (sched_info) while guests are idle and nobody calls, in percent of one core.
 `
