@@ -6,6 +6,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -101,6 +102,9 @@ func TestDaemon(t *testing.T) {
 		}
 		if !strings.Contains(resp.GetInfo()["config"], conf.StateDir) {
 			t.Errorf("info %v", resp.GetInfo())
+		}
+		if got := resp.GetInfo()["apparmor"]; got != strconv.Quote(appArmorState()) {
+			t.Errorf("AppArmor is told as %s", got)
 		}
 	})
 	t.Run("is_healthy", func(t *testing.T) {
