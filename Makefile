@@ -23,6 +23,8 @@ RUN ?= .
 TESTFLAGS ?=
 
 GOLANGCI_LINT := github.com/golangci/golangci-lint/v2/cmd/golangci-lint@v2.15.0
+BUF := github.com/bufbuild/buf/cmd/buf@v1.75.0
+PROTOCOLS := runtime/control
 
 # The version is what Go stamps from git: the tag, or a pseudo-version. Without git, or where git refuses another user's
 # checkout, there is no stamp, and the programs call themselves 0.0.0-devel.
@@ -91,22 +93,35 @@ e2e: ## Run the tests that boot VMs; RUN=REGEXP picks tests
 bench: deps build ## Measure against bare QEMU and write bench/RESULTS.md
 	VIRTLET_BENCH=1 $(GO) test -count=1 -timeout $(BENCH_TIMEOUT) -exec '"$(AS_ROOT)"' -run '$(if $(filter .,$(value RUN)),TestBench,$(value RUN))' -v $(TESTFLAGS) ./bench
 
+.PHONY: generate
+generate: ## Make the Go code of our own protocol anew, after a change of its .proto
+	$(GO) run $(BUF) generate --template $(PROTOCOLS)/buf.gen.yaml --path $(PROTOCOLS)
+
+.PHONY: generated
+generated: ## Look whether what generate makes is what is committed (a part of lint)
+	@rm -rf build/_generated
+	@$(GO) run $(BUF) generate --template $(PROTOCOLS)/buf.gen.yaml --path $(PROTOCOLS) -o build/_generated
+	@for made in $$(cd build/_generated && find . -name '*.go'); do \
+		diff -u "$$made" "build/_generated/$$made" || { echo "$$made is not what its .proto says: make generate" >&2; exit 1; }; done
+
 .PHONY: lint
-lint: check ## Run golangci-lint (built at first use, which takes minutes)
+lint: check generated ## Run golangci-lint (built at first use, which takes minutes)
 	$(GO) run $(GOLANGCI_LINT) run ./...
 
 .PHONY: install
-install: build ## Install programs, systemd unit, example configuration and manifests below PREFIX
-	$(INSTALLER) install -d $(DESTDIR)$(PREFIX)/bin $(DESTDIR)$(UNITDIR) $(DESTDIR)$(SYSCONFDIR)/virtlet $(EXAMPLES)
+install: build ## Install programs, systemd units, example configuration and manifests below PREFIX
+	$(INSTALLER) install -d $(DESTDIR)$(PREFIX)/bin $(DESTDIR)$(UNITDIR) $(DESTDIR)$(SYSCONFDIR)/virtlet/images.d $(EXAMPLES)/images.d
 	$(INSTALLER) install -m 0755 bin/* $(DESTDIR)$(PREFIX)/bin/
-	sed 's|@BINDIR@|$(PREFIX)/bin|' deploy/virtlet.service | $(INSTALLER) install -m 0644 /dev/stdin $(DESTDIR)$(UNITDIR)/virtlet.service
-	$(INSTALLER) install -m 0644 deploy/virtlet.yaml deploy/runtimeclass.yaml deploy/examples/* deploy/cni/* $(EXAMPLES)
+	@for unit in virtlet criproxy; do \
+		sed 's|@BINDIR@|$(PREFIX)/bin|' deploy/$$unit.service | $(INSTALLER) install -m 0644 /dev/stdin $(DESTDIR)$(UNITDIR)/$$unit.service || exit 1; done
+	$(INSTALLER) install -m 0644 deploy/virtlet.yaml deploy/criproxy.yaml deploy/runtimeclass.yaml deploy/image-server.* deploy/examples/* deploy/cni/* $(EXAMPLES)
+	$(INSTALLER) install -m 0644 deploy/images.d/* $(EXAMPLES)/images.d
 	$(INSTALLER) install -d $(APPARMOR)/tunables/virtlet.d
 	$(INSTALLER) install -m 0644 deploy/apparmor/virtlet $(APPARMOR)/virtlet
 	$(INSTALLER) install -m 0644 deploy/apparmor/tunables/virtlet $(APPARMOR)/tunables/virtlet
 	@# The operator's own configuration stays.
-	[ -e $(DESTDIR)$(SYSCONFDIR)/virtlet/virtlet.yaml ] || \
-		$(INSTALLER) install -m 0644 deploy/virtlet.yaml $(DESTDIR)$(SYSCONFDIR)/virtlet/virtlet.yaml
+	@for conf in virtlet criproxy; do [ -e $(DESTDIR)$(SYSCONFDIR)/virtlet/$$conf.yaml ] || \
+		$(INSTALLER) install -m 0644 deploy/$$conf.yaml $(DESTDIR)$(SYSCONFDIR)/virtlet/$$conf.yaml || exit 1; done
 	@$(RELOAD)
 	@if $(HAS_APPARMOR); then $(SUDO) $(APPARMOR_PARSER) -r $(APPARMOR)/virtlet; fi
 	@echo "Installed. What this host lacks: $(PREFIX)/bin/virtlet check. Examples, a CNI configuration among them: $(PREFIX)/share/virtlet"
@@ -122,13 +137,15 @@ uninstall: ## Remove what install put there; configuration and state stay
 	$(INSTALLER) rm -f $(APPARMOR)/virtlet $(APPARMOR)/tunables/virtlet
 	@# The site's own rules stay.
 	@$(INSTALLER) rmdir --ignore-fail-on-non-empty $(APPARMOR)/tunables/virtlet.d 2>/dev/null || true
-	$(INSTALLER) rm -f $(addprefix $(DESTDIR)$(PREFIX)/bin/,$(notdir $(wildcard cmd/*))) $(DESTDIR)$(UNITDIR)/virtlet.service
+	$(INSTALLER) rm -f $(addprefix $(DESTDIR)$(PREFIX)/bin/,$(PROGRAMS)) $(addprefix $(DESTDIR)$(UNITDIR)/,virtlet.service criproxy.service)
 	$(INSTALLER) rm -rf $(EXAMPLES)
 	@$(RELOAD)
 
 .PHONY: clean
 clean: ## Remove what was built (the cache of test images stays)
 	rm -rf bin build
+
+PROGRAMS = $(patsubst cmd/%/main.go,%,$(wildcard cmd/*/main.go))
 
 # A package is staged into DESTDIR without rights.
 INSTALLER = $(if $(DESTDIR),,$(SUDO))

@@ -22,24 +22,33 @@ import (
 
 // repeats are how often things are measured. At least 10 for what goes on record; -short tries the benchmarks out.
 type repeats struct {
-	boots, memories, sandboxes, lists, listCalls, pods, vms, windows int
-	window                                                           time.Duration
+	boots, memories, sandboxes, lists, listCalls, pods, vms, windows, pulls int
+	proxied, proxiedCalls                                                   int // pods behind criproxy
+	imageBytes                                                              int64
+	window                                                                  time.Duration
 }
 
 func howOften() repeats {
 	if testing.Short() {
-		return repeats{boots: 2, memories: 2, sandboxes: 3, lists: 2, listCalls: 50, pods: 10, vms: 2, windows: 2, window: time.Second}
+		return repeats{
+			boots: 2, memories: 2, sandboxes: 3, lists: 2, listCalls: 50, pods: 10, vms: 2, windows: 2, window: time.Second,
+			proxied: 500, proxiedCalls: 500, pulls: 1, imageBytes: 64 << 20,
+		}
 	}
-	return repeats{boots: 15, memories: 10, sandboxes: 30, lists: 10, listCalls: 500, pods: 200, vms: 20, windows: 10, window: 3 * time.Second}
+	return repeats{
+		boots: 15, memories: 10, sandboxes: 30, lists: 10, listCalls: 500, pods: 200, vms: 20, windows: 10, window: 3 * time.Second,
+		proxied: 500, proxiedCalls: 2000, pulls: 7, imageBytes: 1 << 30,
+	}
 }
 
 // run is one run of all benchmarks.
 type run struct {
 	repeats
-	bin   rig.Binaries
-	image string
-	host  Host
-	rows  []Row
+	bin      rig.Binaries
+	criproxy string
+	image    string
+	host     Host
+	rows     []Row
 }
 
 // subjects in the order of measuring. Each has a node of its own.
@@ -53,6 +62,8 @@ var subjects = []struct {
 	{"sandbox", sandboxes},
 	{"idle", idle},
 	{"list", lists},
+	{"proxy", proxied},
+	{"image", images},
 }
 
 // TestBench measures every subject and writes RESULTS.md. A missed target is a line of the results, not a failure.
@@ -96,7 +107,7 @@ func TestBench(t *testing.T) {
 }
 
 // recorded is the number of rows in a whole run.
-const recorded = 15
+const recorded = 36
 
 func newRun(ctx context.Context) (*run, error) {
 	b := &run{repeats: howOften()}
@@ -109,7 +120,8 @@ func newRun(ctx context.Context) (*run, error) {
 		return nil, err
 	}
 	b.bin = rig.Binaries{Virtlet: filepath.Join(dir, "virtlet"), Wrapper: filepath.Join(dir, "vmwrapper")}
-	for _, p := range []string{b.bin.Virtlet, b.bin.Wrapper} {
+	b.criproxy = filepath.Join(dir, "criproxy")
+	for _, p := range []string{b.bin.Virtlet, b.bin.Wrapper, b.criproxy} {
 		if err := checkProgram(p); err != nil {
 			return nil, err
 		}

@@ -21,9 +21,18 @@ pod's bridge) is not counted. Where there is a peer, the two take turns and chan
   a fresh network namespace, whose making is not counted.
 - **Lists.** ListPodSandbox and then ListContainers with every pod of the node in the answer, each pod with a created VM
   and with the labels and annotations that kubelet writes, timed together; the figure is the median of the 99th percentiles of the batches.
+- **Pulls.** One server on loopback sends one file of random bytes to both sides by sendfile, as a file and as the layer of an
+  OCI artifact; both sides write to one file system. Virtlet's time is the call's: download, digest, inspection, record, and all of it
+  synced. So the peer's first figure is with a sync of its file at the end, and the second is without. curl and the hash run in both ways,
+  as a pipe (curl, tee, hash) and one after the other, and the faster one counts. Debian's sha256sum does not use the CPU's
+  instructions for SHA-256 and openssl does, as Virtlet, so the latter is the harder peer. Skopeo copies to a directory (dir:). Every
+  pull is of what the node has not got, and the peers' turns rotate with it.
+- **Memory of a pull** is the greatest RSS, as the kernel counts it (VmHWM), of a daemon that has pulled nothing before, less what it had
+  when the pull began.
+- **A root disk** is the qcow2 overlay that CreateContainer makes, made by the same function, synced.
 - **A VM's memory beside its RAM** is the PSS of QEMU and vmwrapper without the mapping that is the guest's
   RAM, after the guest has used nearly all that it had left. The target is what the VM's cgroup is given on top of the RAM
   (domain.Overhead); overhead.podFixed of deploy/runtimeclass.yaml, 256 MiB, is to be no less than that.
-- **Memory** is PSS from smaps_rollup, with guests that are up. **CPU** is the time that the kernel counted for all threads
+- **Other memory** is PSS from smaps_rollup, with guests that are up. **CPU** is the time that the kernel counted for all threads
   (sched_info) while guests are idle and nobody calls, in percent of one core.
 `

@@ -21,7 +21,9 @@ test=(
 	cpio kmod zstd dpkg               # the test disk image
 	busybox                           # a DHCP client that is not ours
 	mmdebstrap qemu-system-common     # the node in a VM, virtiofsd
+	libseccomp2                       # runc, which e2e/container unpacks and does not install
 	procps
+	skopeo                            # a peer of the benchmarks
 	apparmor                          # compiling the profiles
 )
 

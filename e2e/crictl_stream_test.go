@@ -219,13 +219,13 @@ func (w *crictlPod) stop(t *testing.T) {
 
 func (w *crictlPod) remove(t *testing.T) {
 	w.run(t, "rm", w.vm)
-	if out := w.run(t, "ps", "-a", "-q"); out != "" {
+	if out := w.run(t, "ps", "-a", "-q"); strings.Contains(out, w.vm) {
 		t.Errorf("after rm there is %s", out)
 	}
 	w.run(t, "stopp", w.id)
 	w.table(t, w.id, []string{"NotReady"}, "pods")
 	w.run(t, "rmp", w.id)
-	if out := w.run(t, "pods", "-q"); out != "" {
+	if out := w.run(t, "pods", "-q"); strings.Contains(out, w.id) {
 		t.Errorf("after rmp there is %s", out)
 	}
 }

@@ -8,7 +8,6 @@ import (
 	"fmt"
 	"io"
 	"net"
-	"net/http"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -27,7 +26,7 @@ const patience = 2 * time.Minute
 func TestPodCrictl(t *testing.T) {
 	r, pulled := host(t, rig.Options{})
 	tools := must[rig.Tools](t)(rig.BuildTools(within(t, 10*time.Minute)))
-	c := &crictl{rig: r, path: tools.Crictl}
+	c := &crictl{rig: r, path: tools.Crictl, endpoint: r.Endpoint()}
 	c.run(t, "rmi", pulled)
 
 	w := &crictlPod{crictl: c, name: "web", registry: serveImage(t, r)}
@@ -59,14 +58,15 @@ func TestPodCrictl(t *testing.T) {
 	}
 }
 
-// crictl runs against a rig's daemon, in its network.
+// crictl runs against a CRI socket of a rig, in its network.
 type crictl struct {
-	rig  *rig.Rig
-	path string
+	rig      *rig.Rig
+	path     string
+	endpoint string
 }
 
 func (c *crictl) args(args []string) []string {
-	return append([]string{"--timeout", patience.String(), "--runtime-endpoint", c.rig.Endpoint()}, args...)
+	return append([]string{"--timeout", patience.String(), "--runtime-endpoint", c.endpoint}, args...)
 }
 
 // run returns what crictl printed; crictl must succeed.
@@ -131,16 +131,12 @@ func serveImage(t *testing.T, r *rig.Rig) registry {
 	defer f.Close()
 	sum := sha256.New()
 	size := must[int64](t)(io.Copy(sum, f))
-	l := must[net.Listener](t)(r.Listen("127.0.0.1:0"))
-	mux := http.NewServeMux()
-	mux.HandleFunc("GET /test.qcow2", func(w http.ResponseWriter, req *http.Request) { http.ServeFile(w, req, testImage) })
-	server := &http.Server{Handler: mux, ReadHeaderTimeout: patience}
-	go func() { _ = server.Serve(l) }()
-	t.Cleanup(func() { _ = server.Close() })
-	return registry{address: l.Addr().String(), digest: "sha256:" + hex.EncodeToString(sum.Sum(nil)), size: size}
+	address, _, err := r.ServeImage(testImage, "test.qcow2")
+	ok(t, err)
+	return registry{address: address, digest: "sha256:" + hex.EncodeToString(sum.Sum(nil)), size: size}
 }
 
-// crictlPod is the pod of TestPodCrictl.
+// crictlPod is a VM pod, as that of TestPodCrictl.
 type crictlPod struct {
 	*crictl
 	registry
@@ -153,24 +149,26 @@ type crictlPod struct {
 	following, log, attached *rig.Session
 }
 
-func (w *crictlPod) image() string { return w.address + "/test.qcow2" }
+func (w *crictlPod) url() string { return w.address + "/test.qcow2" }
+
+func (w *crictlPod) image() string { return "virtlet.cloud/" + w.url() }
 
 // writeJSON writes a config as crictl reads it and returns its path.
-func (w *crictlPod) writeJSON(t *testing.T, name string, v any) string {
+func (c *crictl) writeJSON(t *testing.T, name string, v any) string {
 	t.Helper()
-	path := filepath.Join(w.rig.Dir, name)
+	path := filepath.Join(c.rig.Dir, name)
 	ok(t, os.WriteFile(path, must[[]byte](t)(json.Marshal(v)), 0o600))
 	return path
 }
 
 // podFile is a pod's config, written as a person would.
-func (w *crictlPod) podFile(t *testing.T, name string) string {
+func (c *crictl) podFile(t *testing.T, name string) string {
 	t.Helper()
-	return w.writeJSON(t, name+"-pod.json", map[string]any{
-		"metadata":      map[string]any{"name": name, "namespace": "e2e", "uid": "uid-" + w.rig.Name + name},
+	return c.writeJSON(t, name+"-pod.json", map[string]any{
+		"metadata":      map[string]any{"name": name, "namespace": "e2e", "uid": "uid-" + c.rig.Name + name},
 		"hostname":      name,
-		"log_directory": w.rig.LogDir(name),
-		"linux":         map[string]any{"cgroup_parent": w.rig.CgroupParent},
+		"log_directory": c.rig.LogDir(name),
+		"linux":         map[string]any{"cgroup_parent": c.rig.CgroupParent},
 	})
 }
 
@@ -186,13 +184,13 @@ func (w *crictlPod) vmFile(t *testing.T) string {
 }
 
 // id64 is the id that crictl printed last.
-func (w *crictlPod) id64(t *testing.T, out string) string {
+func (c *crictl) id64(t *testing.T, out string) string {
 	t.Helper()
 	id := strings.TrimSpace(out)
 	if !regexp.MustCompile(`^[0-9a-f]{64}$`).MatchString(id) {
 		t.Fatalf("not an id: %q", out)
 	}
-	w.rig.Know(id)
+	c.rig.Know(id)
 	return id
 }
 
@@ -257,13 +255,13 @@ func (w *crictlPod) pull(t *testing.T) {
 	if names := w.images(t); len(names) != 0 {
 		t.Fatalf("there are images before the pull: %v", names)
 	}
-	for _, name := range []string{w.image(), "virtlet.cloud/" + w.image(), "http://" + w.image(), w.image() + "@" + w.digest} {
+	for _, name := range []string{w.image(), "http://" + w.url(), w.image() + "@" + w.digest} {
 		if out := w.run(t, "pull", name); !strings.Contains(out, w.digest) {
 			t.Errorf("pull %s does not tell %s: %s", name, w.digest, out)
 		}
 	}
 	names := w.images(t)
-	for _, name := range []string{w.image(), "virtlet.cloud/" + w.image(), "http://" + w.image()} {
+	for _, name := range []string{w.image(), "http://" + w.url()} {
 		if got := names[name+":latest"]; got != w.digest {
 			t.Errorf("%s is %q in the list, not %s", name, got, w.digest)
 		}
@@ -277,7 +275,7 @@ func (w *crictlPod) pull(t *testing.T) {
 	if w.json(t, &status, "inspecti", w.image()); status.Status.ID != w.digest {
 		t.Errorf("inspecti tells %q", status.Status.ID)
 	}
-	_, err := w.rig.Run(within(t, patience), w.path, w.args([]string{"pull", w.address + "/none.qcow2"})...)
+	_, err := w.rig.Run(within(t, patience), w.path, w.args([]string{"pull", "virtlet.cloud/" + w.address + "/none.qcow2"})...)
 	if err == nil || !strings.Contains(err.Error(), "404") || !strings.Contains(err.Error(), "none.qcow2") {
 		t.Errorf("a pull of nothing: %v", err)
 	}

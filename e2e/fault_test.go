@@ -182,25 +182,33 @@ func cancelAt(t *testing.T, r *rig.Rig, step string, do func(context.Context) er
 	defer cancel()
 	result := make(chan error, 1)
 	go func() { result <- do(ctx) }()
-	tick := time.NewTicker(10 * time.Millisecond) // a file that appears
-	defer tick.Stop()
-	for !reached(r, step) {
-		select {
-		case err := <-result:
-			t.Fatalf("the request ended before it came to %s: %v", step, err)
-		case <-tick.C:
-		}
-	}
+	awaitStep(t, r, step, result)
 	cancel()
 	if err := <-result; err == nil {
 		t.Fatalf("the request cancelled at %s succeeded", step)
 	}
 	// The client returns at once; the daemon has undone everything when it logs the end of the request.
 	deadline := within(t, time.Minute)
+	tick := time.NewTicker(10 * time.Millisecond)
+	defer tick.Stop()
 	for cancelled(r) == before {
 		select {
 		case <-deadline.Done():
 			t.Fatalf("the daemon never ended the request cancelled at %s", step)
+		case <-tick.C:
+		}
+	}
+}
+
+// awaitStep returns when the daemon has come to the armed step of a request whose result is still out.
+func awaitStep(t *testing.T, r *rig.Rig, step string, result <-chan error) {
+	t.Helper()
+	tick := time.NewTicker(10 * time.Millisecond) // a file that appears
+	defer tick.Stop()
+	for !reached(r, step) {
+		select {
+		case err := <-result:
+			t.Fatalf("the request ended before it came to %s: %v", step, err)
 		case <-tick.C:
 		}
 	}

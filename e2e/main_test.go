@@ -63,18 +63,35 @@ func buildPrograms(dir string) (rig.Binaries, error) {
 	if given := os.Getenv("VIRTLET_E2E_BIN"); given != "" {
 		dir = given
 	} else {
-		cmd := exec.Command("go", "build", "-tags", "faultpoints", "-trimpath", "-ldflags", "-s -w", "-o", dir+"/", "../cmd/virtlet", "../cmd/vmwrapper")
+		cmd := exec.Command("go", "build", "-tags", "faultpoints", "-trimpath", "-ldflags", "-s -w", "-o", dir+"/", "../cmd/virtlet", "../cmd/vmwrapper", "../cmd/criproxy", "../cmd/virtlet-images")
 		cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
 		if out, err := cmd.CombinedOutput(); err != nil {
 			return rig.Binaries{}, fmt.Errorf("building the programs: %w\n%s", err, out)
 		}
 	}
-	return rig.Binaries{Virtlet: filepath.Join(dir, "virtlet"), Wrapper: filepath.Join(dir, "vmwrapper")}, nil
+	return rig.Binaries{
+		Virtlet: filepath.Join(dir, "virtlet"), Wrapper: filepath.Join(dir, "vmwrapper"), Criproxy: filepath.Join(dir, "criproxy"),
+		ImageServer: filepath.Join(dir, "virtlet-images"),
+	}, nil
 }
 
 // host makes a rig with a running daemon and the test image pulled, and returns the name of that image. At the test's
 // end it removes all pods and proves that nothing is left.
 func host(t *testing.T, o rig.Options) (*rig.Rig, string) {
+	t.Helper()
+	r := hostWithoutImages(t, o)
+	name, err := r.CopyImage(testImage, "test.qcow2")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := r.Pull(within(t, time.Minute), name); err != nil {
+		t.Fatal(err)
+	}
+	return r, name
+}
+
+// hostWithoutImages is host without the test image.
+func hostWithoutImages(t *testing.T, o rig.Options) *rig.Rig {
 	t.Helper()
 	if os.Geteuid() != 0 {
 		t.Skip("needs root")
@@ -93,18 +110,10 @@ func host(t *testing.T, o rig.Options) (*rig.Rig, string) {
 			t.Logf("the daemon's log:\n%s", log)
 		}
 	})
-	ctx := within(t, time.Minute)
-	if err := r.StartDaemon(ctx); err != nil {
+	if err := r.StartDaemon(within(t, time.Minute)); err != nil {
 		t.Fatal(err)
 	}
-	name, err := r.CopyImage(testImage, "test.qcow2")
-	if err != nil {
-		t.Fatal(err)
-	}
-	if _, err := r.Pull(ctx, name); err != nil {
-		t.Fatal(err)
-	}
-	return r, name
+	return r
 }
 
 // within is a context that ends with the test, or after d.

@@ -16,7 +16,10 @@ import (
 	"k8s.io/apimachinery/pkg/api/resource"
 
 	"github.com/virtlet/virtlet/cgroups"
+	"github.com/virtlet/virtlet/cmd/internal/checklist"
+	"github.com/virtlet/virtlet/cmd/internal/socket"
 	"github.com/virtlet/virtlet/netns/cni"
+	"github.com/virtlet/virtlet/runtime/image/translate"
 	"github.com/virtlet/virtlet/sandbox/cage"
 	"github.com/virtlet/virtlet/sandbox/domain"
 )
@@ -40,17 +43,11 @@ func newProber(conf Config) prober {
 	}
 }
 
-func ok(name, format string, args ...any) checkItem {
-	return checkItem{Name: name, State: stateOK, Detail: oneLine(fmt.Sprintf(format, args...))}
-}
+func ok(name, format string, args ...any) checkItem { return checklist.Pass(name, format, args...) }
 
-func warning(name, detail, todo string) checkItem {
-	return checkItem{Name: name, State: stateWarning, Detail: oneLine(detail), Todo: todo}
-}
+func warning(name, detail, todo string) checkItem { return checklist.Warn(name, detail, todo) }
 
-func missing(name, detail, todo string) checkItem {
-	return checkItem{Name: name, State: stateMissing, Detail: oneLine(detail), Todo: todo}
-}
+func missing(name, detail, todo string) checkItem { return checklist.Fail(name, detail, todo) }
 
 // rerun is what there is to do about what an ordinary user may not see.
 const rerun = "run it as root (sudo virtlet check)"
@@ -64,10 +61,6 @@ func (p prober) faulty(name string, err error, todo string) checkItem {
 		return warning(name, err.Error(), rerun)
 	}
 	return missing(name, err.Error(), todo)
-}
-
-func oneLine(s string) string {
-	return strings.Join(strings.FieldsFunc(s, func(r rune) bool { return r == '\n' }), "; ")
 }
 
 // neededCaps are what netns, tap, cgroup and QEMU's cage take of root's rights.
@@ -217,7 +210,7 @@ func (p prober) directories(context.Context) []checkItem {
 	for _, d := range []struct{ name, dir string }{{"state-dir", p.conf.StateDir}, {"run-dir", p.conf.RunDir}} {
 		there := existing(d.dir)
 		if there == d.dir {
-			if err := checkPrivate(d.dir); err != nil {
+			if err := socket.CheckPrivate(d.dir); err != nil {
 				items = append(items, p.faulty(d.name, err, "see the detail"))
 				continue
 			}
@@ -265,10 +258,23 @@ func judgeSpace(dir string, free int64) checkItem {
 // quantity is a size for people, in whole MiB.
 func quantity(n int64) string { return resource.NewQuantity(n>>20<<20, resource.BinarySI).String() }
 
+func (p prober) translations(context.Context) []checkItem {
+	const name = "image rules"
+	dir := p.conf.ImageTranslations
+	rules, faults := translate.Check(dir)
+	switch {
+	case len(faults) > 0:
+		return []checkItem{warning(name, errors.Join(faults...).Error(), "see the detail, and docs/images.md")}
+	case rules == 0:
+		return []checkItem{ok(name, "none in %s: image names are hosts and paths, or local", dir)}
+	}
+	return []checkItem{ok(name, "%d in %s", rules, dir)}
+}
+
 func (p prober) socket(ctx context.Context) []checkItem {
 	const name = "socket"
 	if dir := filepath.Dir(p.conf.Listen); existing(dir) == dir {
-		if err := checkPrivate(dir); err != nil {
+		if err := socket.CheckPrivate(dir); err != nil {
 			return []checkItem{p.faulty(name, err, "see the detail")}
 		}
 	}
@@ -276,10 +282,10 @@ func (p prober) socket(ctx context.Context) []checkItem {
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
 		return []checkItem{ok(name, "%s is free", p.conf.Listen)}
-	case answers(ctx, p.conf.Listen, probeTimeout) == nil:
+	case answers(ctx, p.conf.Listen, socket.ProbeTimeout) == nil:
 		return []checkItem{ok(name, "%s: a CRI runtime answers there", p.conf.Listen)}
 	}
-	if err := checkVacant(ctx, p.conf.Listen); err != nil {
+	if err := socket.CheckVacant(ctx, p.conf.Listen); err != nil {
 		return []checkItem{p.faulty(name, err, "stop it, or set `listen`")}
 	}
 	return []checkItem{ok(name, "%s was left behind by a daemon that ended; the next one replaces it", p.conf.Listen)}

@@ -14,6 +14,8 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/virtlet/virtlet/cmd/internal/checklist"
+	"github.com/virtlet/virtlet/cmd/internal/output"
 	"github.com/virtlet/virtlet/sandbox/cage"
 	"github.com/virtlet/virtlet/sandbox/domain"
 	"github.com/virtlet/virtlet/sandbox/supervisor"
@@ -37,6 +39,7 @@ func goodHost(t *testing.T) prober {
 	conf.StateDir, conf.RunDir, conf.Listen = filepath.Join(dir, "state"), filepath.Join(dir, "run"), filepath.Join(dir, "run", "s")
 	conf.QEMU = write("qemu", "#!/bin/sh\necho 'QEMU emulator version 8.2.0'\n", 0o700)
 	conf.QEMUImg, conf.Wrapper = write("qemu-img", "#!/bin/sh\n", 0o700), write("vmwrapper", "#!/bin/sh\n", 0o700)
+	conf.ImageTranslations = filepath.Dir(write("images.d/1.yaml", "translations: [{name: x, url: img.example/x}]", 0o600))
 	conf.CNIConfDir, conf.CNIBinDirs = filepath.Dir(write("net.d/1.conflist", `{"cniVersion":"1.0.0","name":"n","plugins":[{"type":"plug"}]}`, 0o600)), []string{dir}
 	write("plug", "#!/bin/sh\n", 0o700)
 	write("passwd", "root:x:0:0:root:/root:/bin/bash\nalice:x:1000:1000::/home/alice:/bin/sh\n", 0o600)
@@ -57,7 +60,7 @@ func TestCheck(t *testing.T) {
 		name   string
 		change change
 		item   string
-		state  checkState
+		state  checklist.State
 		detail string
 	}{
 		{"not_root", func(p *prober) { p.euid = 1000 }, "rights", stateMissing, "user 1000"},
@@ -114,6 +117,11 @@ func TestCheck(t *testing.T) {
 			_ = os.MkdirAll(p.conf.StateDir, 0o700)
 			_ = os.Chmod(p.conf.StateDir, 0o777)
 		}, "state-dir", stateMissing, "chmod"},
+		{"image_rules", func(*prober) {}, "image rules", stateOK, "1 in "},
+		{"no_image_rules", func(p *prober) { gone(&p.conf.ImageTranslations) }, "image rules", stateOK, "none in /nonexistent/file"},
+		{"bad_image_rules", func(p *prober) {
+			_ = os.WriteFile(filepath.Join(p.conf.ImageTranslations, "2.yaml"), []byte("translation: []\n"), 0o600)
+		}, "image rules", stateWarning, "2.yaml:1: unknown key"},
 		{"socket_free", func(*prober) {}, "socket", stateOK, "is free"},
 		{"socket_taken", func(p *prober) {
 			_ = os.MkdirAll(p.conf.RunDir, 0o700)
@@ -137,7 +145,7 @@ func TestCheck(t *testing.T) {
 				if strings.Contains(item.Detail, "\n") {
 					t.Errorf("several lines: %q", item.Detail)
 				}
-				if tc.state == stateMissing && (report.OK || report.err() == nil) {
+				if tc.state == stateMissing && (report.OK || checkError(report) == nil) {
 					t.Error("the check passes all the same")
 				}
 				return
@@ -177,7 +185,7 @@ func TestCheckByOrdinaryUser(t *testing.T) {
 }
 
 func TestCheckDiskSpace(t *testing.T) {
-	for free, want := range map[int64]checkState{0: stateMissing, 1 << 30: stateWarning, 100 << 30: stateOK} {
+	for free, want := range map[int64]checklist.State{0: stateMissing, 1 << 30: stateWarning, 100 << 30: stateOK} {
 		if got := judgeSpace("/var", free); got.State != want || !strings.Contains(got.Detail, "/var") {
 			t.Errorf("with %d bytes: %+v, want %s", free, got, want)
 		}
@@ -188,11 +196,11 @@ func TestCheckDiskSpace(t *testing.T) {
 }
 
 func TestCheckReport(t *testing.T) {
-	report := checkReport{Items: []checkItem{
+	report := checklist.Report{Items: []checkItem{
 		ok("qemu", "version %s", "8"), warning("vhost-net", "none", "modprobe vhost_net"), missing("tun", "none", "modprobe tun"),
 	}}
 	var table, machine bytes.Buffer
-	if err := printAs(&table, outputTable, report, report.table); err != nil {
+	if err := output.Print(&table, output.Table, report, report.Table); err != nil {
 		t.Fatal(err)
 	}
 	want := "WHAT       STATE    DETAIL\n" +
@@ -204,17 +212,17 @@ func TestCheckReport(t *testing.T) {
 	if table.String() != want {
 		t.Errorf("got\n%s\nwant\n%s", table.String(), want)
 	}
-	if err := printAs(&machine, outputJSON, report, report.table); err != nil {
+	if err := output.Print(&machine, output.JSON, report, report.Table); err != nil {
 		t.Fatal(err)
 	}
-	var back checkReport
+	var back checklist.Report
 	if err := json.Unmarshal(machine.Bytes(), &back); err != nil || len(back.Items) != 3 || back.Items[2] != report.Items[2] {
 		t.Errorf("%v of\n%s", err, machine.String())
 	}
-	if err := report.err(); err == nil || !strings.Contains(err.Error(), "one thing is missing") {
+	if err := checkError(report); err == nil || !strings.Contains(err.Error(), "one thing is missing") {
 		t.Errorf("got %v", err)
 	}
-	if err := (checkReport{Items: report.Items[:2]}).err(); err != nil {
+	if err := checkError(checklist.Report{Items: report.Items[:2]}); err != nil {
 		t.Errorf("warnings alone fail the check: %v", err)
 	}
 }

@@ -11,10 +11,12 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/spf13/pflag"
+
+	"github.com/virtlet/virtlet/cmd/internal/setting"
 )
 
 // load reads a configuration file with that text and those flags.
-func load(t *testing.T, text string, args ...string) (Config, origins, string, error) {
+func load(t *testing.T, text string, args ...string) (Config, setting.Origins, string, error) {
 	t.Helper()
 	file := filepath.Join(t.TempDir(), "virtlet.yaml")
 	if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
@@ -22,7 +24,7 @@ func load(t *testing.T, text string, args ...string) (Config, origins, string, e
 	}
 	bound := defaults()
 	flags := pflag.NewFlagSet("virtlet", pflag.ContinueOnError)
-	bind(flags, &bound)
+	settings(&bound).Bind(flags)
 	if err := flags.Parse(args); err != nil {
 		return Config{}, nil, file, err
 	}
@@ -41,6 +43,7 @@ default-memory: 1.5Gi
 cni-timeout: 90s
 accel: tcg
 log-level: debug
+metrics-address: 127.0.0.1:9617
 allow-spoofing: true
 nic-offload: false
 image-plain-http-hosts: [registry, "10.0.0.1:80", "::1", "[::1]:80"]
@@ -50,6 +53,7 @@ image-plain-http-hosts: [registry, "10.0.0.1:80", "::1", "[::1]:80"]
 	}
 	want := defaults()
 	want.StateDir, want.CNIBinDirs, want.Handlers = "/srv/virtlet", []string{"/a", "/b"}, []string{"vm"}
+	want.MetricsAddress = "127.0.0.1:9617"
 	want.AllowSpoofing, want.NICOffload = true, false
 	want.DefaultMemory, want.CNITimeout, want.CNIExclusive, want.LogLevel = 1536<<20, 90*time.Second, true, "debug"
 	want.Accel, want.ImageLocalDirs = "kvm", []string{"/x", "/y", "/z"}
@@ -94,6 +98,9 @@ func TestConfigFile_refused(t *testing.T) {
 		"socket_too_long":   {"listen: /" + strings.Repeat("x", 107) + "\n", ":1: listen: has 108 bytes; the kernel takes 107"},
 		"streams_to_all":    {"streaming-address: 0.0.0.0:1\n", "is not on loopback"},
 		"streams_no_port":   {"streaming-address: 127.0.0.1\n", "is not an address such as"},
+		"metrics_for_all":   {"metrics-address: ':9617'\n", `:1: metrics-address: ":9617" has no host: 127.0.0.1:9617 is for this host alone`},
+		"metrics_no_port":   {"metrics-address: localhost\n", "is not an address such as"},
+		"metrics_bad_port":  {"metrics-address: '127.0.0.1:x1'\n", "has no valid port"},
 		"relative_program":  {"qemu: bin/qemu\n", "neither a program's name nor an absolute path"},
 		"log_level":         {"log-level: loud\n", "none of error, warning, info, debug, trace"},
 		"url_for_host":      {"image-plain-http-hosts: ['http://a']\n", `:1: image-plain-http-hosts: "http://a" is not a host`},
@@ -156,7 +163,7 @@ func TestPrintConfig(t *testing.T) {
 		t.Fatal(err)
 	}
 	var out bytes.Buffer
-	if err := printConfig(&out, conf, from); err != nil {
+	if err := settings(&conf).Print(&out, from); err != nil {
 		t.Fatal(err)
 	}
 	back, _, _, err := load(t, out.String())
@@ -176,12 +183,12 @@ func TestPrintConfig(t *testing.T) {
 // Every setting must have a default that it accepts itself, and a help text.
 func TestSettings(t *testing.T) {
 	conf := defaults()
-	for _, s := range settings(&conf) {
-		if s.help == "" || s.name != strings.ToLower(s.name) {
-			t.Errorf("setting %q, help %q", s.name, s.help)
+	for _, s := range settings(&conf).Settings {
+		if s.Help == "" || s.Name != strings.ToLower(s.Name) {
+			t.Errorf("setting %q, help %q", s.Name, s.Help)
 		}
-		if err := copyValue(s.value, s.value); err != nil {
-			t.Errorf("%s: its default is refused: %v", s.name, err)
+		if err := setting.Copy(s.Value, s.Value); err != nil {
+			t.Errorf("%s: its default is refused: %v", s.Name, err)
 		}
 	}
 	if diff := cmp.Diff(defaults(), conf); diff != "" {

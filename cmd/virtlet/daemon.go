@@ -4,22 +4,23 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
 	"os"
 	"runtime/debug"
-	"strings"
 	"sync"
 	"time"
 
-	sd "github.com/coreos/go-systemd/v22/daemon"
 	"github.com/sirupsen/logrus"
 	"google.golang.org/grpc"
-	"google.golang.org/grpc/codes"
-	"google.golang.org/grpc/health"
-	healthpb "google.golang.org/grpc/health/grpc_health_v1"
 	"google.golang.org/grpc/reflection"
-	"google.golang.org/grpc/status"
 
-	"github.com/virtlet/virtlet/runtime/cri"
+	"github.com/virtlet/virtlet/cmd/internal/logging"
+	"github.com/virtlet/virtlet/cmd/internal/serving"
+	"github.com/virtlet/virtlet/cmd/internal/socket"
+	"github.com/virtlet/virtlet/cmd/internal/systemd"
+	"github.com/virtlet/virtlet/cmd/internal/version"
+	"github.com/virtlet/virtlet/runtime/control"
+	"github.com/virtlet/virtlet/runtime/metrics"
 )
 
 // maxMessage is the largest CRI message, in bytes: what kubelet's client takes.
@@ -36,7 +37,7 @@ func calmGarbage() {
 // runDaemon serves until ctx ends. The order is: open the state, listen, recover, be ready; so a caller never finds a
 // socket without an answer, and nothing is answered from half a memory.
 func runDaemon(ctx context.Context, conf Config) (err error) {
-	log, err := newLogger(conf, os.Stderr)
+	log, err := logging.New(conf.LogLevel, conf.LogFormat, os.Stderr)
 	if err != nil {
 		return err
 	}
@@ -47,7 +48,7 @@ func runDaemon(ctx context.Context, conf Config) (err error) {
 		return err
 	}
 	calmGarbage()
-	log.WithField("version", readVersion().Version).Info("virtlet is starting")
+	log.WithField("version", version.Of(program).Version).Info("virtlet is starting")
 
 	parts, err := assemble(ctx, conf, log)
 	if err != nil {
@@ -55,46 +56,55 @@ func runDaemon(ctx context.Context, conf Config) (err error) {
 	}
 	defer func() { err = errors.Join(err, parts.close()) }()
 
-	sock, err := listen(ctx, conf.Listen)
+	sock, err := socket.Listen(ctx, conf.Listen)
 	if err != nil {
 		return err
 	}
-	srv := newServer(parts.cri, sock)
-	log.WithField("socket", conf.Listen).Info("listening")
-
 	var tasks sync.WaitGroup
 	background, end := context.WithCancel(ctx)
 	defer tasks.Wait()
 	defer end()
+	if parts.metrics != nil {
+		if err := serveMetrics(background, parts.metrics, conf.MetricsAddress, &tasks, log); err != nil {
+			return errors.Join(err, sock.Close())
+		}
+		tasks.Go(func() { parts.metrics.Follow(background, parts.images.Watch) })
+	}
+	srv := newServer(parts)
+	srv.Serve(sock)
+	log.WithField("socket", conf.Listen).Info("listening")
+
 	tasks.Go(func() {
 		if err := parts.streams.Serve(); err != nil {
 			log.WithError(err).Error("attach and port-forward have ended")
 		}
 	})
-	tasks.Go(func() { keepWatchdog(background, conf.Listen, log) })
+	tasks.Go(func() {
+		systemd.KeepWatchdog(background, log, func(ctx context.Context, limit time.Duration) error { return answers(ctx, conf.Listen, limit) })
+	})
 
 	if err := recoverVMs(ctx, parts, log); err != nil {
-		srv.stop(conf.StopTimeout)
+		srv.Stop(conf.StopTimeout)
 		return errors.Join(err, parts.streams.Close())
 	}
 	tasks.Go(func() { parts.collectImages(background) })
 	if ctx.Err() == nil {
-		srv.health.SetServingStatus("", healthpb.HealthCheckResponse_SERVING)
-		notify(log, sd.SdNotifyReady)
+		srv.Healthy()
+		systemd.Notify(log, systemd.Ready)
 		log.Info("ready")
 		tasks.Go(func() { parts.warn(background) })
 	}
 
 	select {
 	case <-ctx.Done():
-	case err = <-srv.failed:
+	case err = <-srv.Failed:
 		err = fmt.Errorf("serving on %s: %w", conf.Listen, err)
 	}
-	notify(log, sd.SdNotifyStopping)
+	systemd.Notify(log, systemd.Stopping)
 	log.Info("stopping; virtual machines go on running")
 	parts.cri.Close()
 	err = errors.Join(err, parts.streams.Close()) // or their clients would hold up the stop
-	srv.stop(conf.StopTimeout)
+	srv.Stop(conf.StopTimeout)
 	return err
 }
 
@@ -111,75 +121,32 @@ func recoverVMs(ctx context.Context, parts *parts, log *logrus.Entry) error {
 	return err
 }
 
-// server is the gRPC side of the daemon.
-type server struct {
-	grpc   *grpc.Server
-	health *health.Server
-	failed chan error
-	ending chan struct{}
-}
-
-func newServer(services *cri.Server, sock *socket) *server {
-	s := &server{health: health.NewServer(), failed: make(chan error, 1), ending: make(chan struct{})}
-	s.grpc = grpc.NewServer(
-		grpc.MaxRecvMsgSize(maxMessage),
-		grpc.MaxSendMsgSize(maxMessage),
-		grpc.UnaryInterceptor(services.UnaryInterceptor),
-		grpc.ChainStreamInterceptor(s.endStream, services.StreamInterceptor),
-		grpc.WaitForHandlers(true),
-	)
-	s.health.SetServingStatus("", healthpb.HealthCheckResponse_NOT_SERVING)
-	services.Register(s.grpc)
-	healthpb.RegisterHealthServer(s.grpc, s.health)
-	reflection.Register(s.grpc)
-	go func() {
-		if err := s.grpc.Serve(sock); err != nil {
-			s.failed <- err
+// serveMetrics listens, and answers until ctx ends.
+func serveMetrics(ctx context.Context, m *metrics.Metrics, address string, tasks *sync.WaitGroup, log *logrus.Entry) error {
+	l, err := new(net.ListenConfig).Listen(ctx, "tcp", address)
+	if err != nil {
+		return fmt.Errorf("setting `metrics-address`: %w", err)
+	}
+	log.WithField("address", l.Addr().String()).Info("metrics are served")
+	tasks.Go(func() {
+		if err := m.Serve(ctx, l); err != nil {
+			log.WithError(err).Error("metrics have ended")
 		}
-	}()
-	return s
+	})
+	return nil
 }
 
-// endStream ends the streams of health and reflection with the server: their clients may watch for ever and would hold
-// up the stop. Those of CRI end by themselves.
-func (s *server) endStream(srv any, stream grpc.ServerStream, info *grpc.StreamServerInfo, handle grpc.StreamHandler) error {
-	if strings.HasPrefix(info.FullMethod, cri.MethodPrefix) {
-		return handle(srv, stream)
+// newServer serves CRI and what is beside it. What a stop cuts off is recorded as an intent, and the next daemon carries
+// it on.
+func newServer(p *parts) *serving.Server {
+	options := []grpc.ServerOption{grpc.MaxRecvMsgSize(maxMessage), grpc.MaxSendMsgSize(maxMessage)}
+	if p.metrics != nil { // outermost, so that they see how a call ends for its caller
+		options = append(options, grpc.ChainUnaryInterceptor(p.metrics.UnaryInterceptor()), grpc.ChainStreamInterceptor(p.metrics.StreamInterceptor()))
 	}
-	done := make(chan error, 1)
-	go func() { done <- handle(srv, stream) }() // its context ends with this call
-	select {
-	case err := <-done:
-		return err
-	case <-s.ending:
-		return status.Error(codes.Unavailable, "virtlet is stopping")
-	}
-}
-
-// stop waits for the requests under way, but not for ever: a StopContainer may have minutes of grace left. After the
-// limit they are cancelled and have as long again to clean up. What is cut off even then is recorded as an intent, and
-// the next daemon carries it on.
-func (s *server) stop(limit time.Duration) {
-	s.health.Shutdown()
-	close(s.ending)
-	if !within(limit, s.grpc.GracefulStop) {
-		within(limit, s.grpc.Stop)
-	}
-}
-
-// within runs f and tells whether it ended in time; else it is left running.
-func within(limit time.Duration, f func()) bool {
-	done := make(chan struct{})
-	go func() {
-		defer close(done)
-		f()
-	}()
-	timer := time.NewTimer(limit)
-	defer timer.Stop()
-	select {
-	case <-done:
-		return true
-	case <-timer.C:
-		return false
-	}
+	srv := serving.New(program, append(options,
+		grpc.ChainUnaryInterceptor(p.cri.UnaryInterceptor), grpc.ChainStreamInterceptor(p.cri.StreamInterceptor))...)
+	p.cri.Register(srv.GRPC())
+	control.New(p.images).Register(srv.GRPC())
+	reflection.Register(srv.GRPC())
+	return srv
 }

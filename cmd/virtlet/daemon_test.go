@@ -3,7 +3,9 @@ package main
 import (
 	"context"
 	"fmt"
+	"io"
 	"net"
+	"net/http"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -14,10 +16,14 @@ import (
 	"github.com/sirupsen/logrus"
 	logtest "github.com/sirupsen/logrus/hooks/test"
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials/insecure"
 	healthpb "google.golang.org/grpc/health/grpc_health_v1"
 	reflectionpb "google.golang.org/grpc/reflection/grpc_reflection_v1"
+	"google.golang.org/grpc/status"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	controlv1 "github.com/virtlet/virtlet/runtime/control/v1"
 )
 
 // testConfig is a daemon's configuration with all its places below one new directory.
@@ -33,8 +39,8 @@ func testConfig(t *testing.T) Config {
 	return conf
 }
 
-// systemd plays the side of systemd that a service talks to; it returns what the daemon says.
-func systemd(t *testing.T) <-chan string {
+// playSystemd plays the side of systemd that a service talks to; it returns what the daemon says.
+func playSystemd(t *testing.T) <-chan string {
 	t.Helper()
 	path := filepath.Join(t.TempDir(), "n")
 	conn, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: path, Net: "unixgram"})
@@ -77,9 +83,10 @@ func TestDaemon(t *testing.T) {
 	if os.Geteuid() != 0 {
 		t.Skip("needs root")
 	}
-	said := systemd(t)
+	said := playSystemd(t)
 	t.Setenv("WATCHDOG_USEC", "300000")
 	conf := testConfig(t)
+	conf.MetricsAddress = freeAddress(t)
 	ctx, stop := context.WithCancel(t.Context())
 	ended := make(chan error, 1)
 	go func() { ended <- runDaemon(ctx, conf) }()
@@ -126,6 +133,39 @@ func TestDaemon(t *testing.T) {
 			t.Errorf("%v, %v", resp, err)
 		}
 	})
+	t.Run("tells_of_images", func(t *testing.T) {
+		out, stderr, code := virtlet(t.Context(), "image", "ls", "--listen", conf.Listen)
+		if code != 0 || !strings.HasPrefix(out, "NAME") {
+			t.Errorf("%d %s%s", code, out, stderr)
+		}
+		missing := filepath.Join(t.TempDir(), "none.qcow2")
+		_, stderr, code = virtlet(t.Context(), "image", "import", missing, "disk", "--listen", conf.Listen)
+		if code != exitNotFound || !strings.Contains(stderr, missing) || strings.Contains(stderr, "rpc error") {
+			t.Errorf("%d %s", code, stderr)
+		}
+		_, stderr, code = virtlet(t.Context(), "image", "pull", "no name", "--listen", conf.Listen)
+		if code != 1 || !strings.Contains(stderr, "invalid image name") {
+			t.Errorf("%d %s", code, stderr)
+		}
+	})
+	t.Run("tells_prometheus", func(t *testing.T) {
+		resp, err := http.Get("http://" + conf.MetricsAddress + "/metrics")
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer resp.Body.Close()
+		body, err := io.ReadAll(resp.Body)
+		for _, line := range []string{
+			`virtlet_accelerator_info{accel="tcg",`, `virtlet_vms{state="running"} 0`,
+			`grpc_server_handled_total{grpc_code="NotFound",grpc_method="Import",grpc_service="virtlet.control.v1.Images",grpc_type="unary"} 1`,
+			`grpc_server_handled_total{grpc_code="OK",grpc_method="Status",grpc_service="runtime.v1.RuntimeService",grpc_type="unary"} 1`,
+			`virtlet_image_pulls_in_progress{stage="downloading"} 0`,
+		} {
+			if !strings.Contains(string(body), "\n"+line) {
+				t.Errorf("no line %s (%v)", line, err)
+			}
+		}
+	})
 	t.Run("feeds_the_watchdog", func(t *testing.T) {
 		await(t, said, "WATCHDOG=1")
 		await(t, said, "WATCHDOG=1")
@@ -143,6 +183,13 @@ func TestDaemon(t *testing.T) {
 	})
 	t.Run("stops_with_clients_connected", func(t *testing.T) {
 		events, err := runtimeapi.NewRuntimeServiceClient(conn).GetContainerEvents(t.Context(), &runtimeapi.GetEventsRequest{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		pulls, err := controlv1.NewImagesClient(conn).Watch(t.Context(), &controlv1.WatchRequest{})
+		if err == nil {
+			_, err = pulls.Header()
+		}
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -164,6 +211,9 @@ func TestDaemon(t *testing.T) {
 		}
 		if _, err := events.Recv(); err == nil {
 			t.Error("the event stream goes on")
+		}
+		if _, err := pulls.Recv(); status.Code(err) != codes.Unavailable {
+			t.Errorf("the stream of pulls: %v", err)
 		}
 		for range 10 { // it may tell of the end first
 			if _, err = watch.Recv(); err != nil {
@@ -188,6 +238,17 @@ func TestDaemon(t *testing.T) {
 			t.Error(err)
 		}
 	})
+}
+
+// freeAddress is one that nobody listened on a moment ago.
+func freeAddress(t *testing.T) string {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	return l.Addr().String()
 }
 
 // TestDaemon_warns: a daemon serves on a host that cannot run pods yet, and says in its log what is missing.
@@ -252,6 +313,14 @@ func TestDaemon_refused(t *testing.T) {
 			_ = os.Mkdir(c.StateDir, 0o700)
 			_ = os.WriteFile(filepath.Join(c.StateDir, "virtlet.db"), []byte(strings.Repeat("rubbish", 5000)), 0o600)
 		}, "virtlet.db"},
+		"metrics_address_taken": {func(c *Config) {
+			l, err := net.Listen("tcp", "127.0.0.1:0")
+			if err != nil {
+				t.Fatal(err)
+			}
+			t.Cleanup(func() { _ = l.Close() })
+			c.MetricsAddress = l.Addr().String()
+		}, "setting `metrics-address`"},
 		"streaming_address_taken": {func(c *Config) {
 			l, err := net.Listen("tcp", "127.0.0.1:0")
 			if err != nil {
@@ -268,16 +337,5 @@ func TestDaemon_refused(t *testing.T) {
 				t.Errorf("got %v, want %q", err, tc.want)
 			}
 		})
-	}
-}
-
-func TestWithin(t *testing.T) {
-	if !within(time.Minute, func() {}) {
-		t.Error("what ends at once did not end in time")
-	}
-	never := make(chan struct{})
-	defer close(never)
-	if within(time.Millisecond, func() { <-never }) {
-		t.Error("what never ends did end in time")
 	}
 }

@@ -10,9 +10,14 @@ import (
 	"github.com/sirupsen/logrus"
 
 	"github.com/virtlet/virtlet/cgroups"
+	"github.com/virtlet/virtlet/cmd/internal/socket"
+	"github.com/virtlet/virtlet/cmd/internal/version"
 	"github.com/virtlet/virtlet/netns/cni"
 	"github.com/virtlet/virtlet/runtime/cri"
 	"github.com/virtlet/virtlet/runtime/image"
+	"github.com/virtlet/virtlet/runtime/image/registry"
+	"github.com/virtlet/virtlet/runtime/image/translate"
+	"github.com/virtlet/virtlet/runtime/metrics"
 	"github.com/virtlet/virtlet/runtime/state"
 	"github.com/virtlet/virtlet/runtime/stream"
 	"github.com/virtlet/virtlet/sandbox/disk"
@@ -25,16 +30,19 @@ type parts struct {
 	log      *logrus.Entry
 	store    *state.Store
 	machines *supervisor.Supervisor
+	rules    *translate.Rules
+	registry *registry.Client
 	images   *image.Service
 	streams  *stream.Server
 	cri      *cri.Server
+	metrics  *metrics.Metrics // nil where nobody asks
 	host     *host
 }
 
 // assemble opens what survives a restart and makes every part, without touching a VM.
 func assemble(ctx context.Context, conf Config, log *logrus.Entry) (_ *parts, err error) {
 	for _, dir := range []string{conf.StateDir, conf.RunDir} {
-		if err := privateDir(dir); err != nil {
+		if err := socket.PrivateDir(dir); err != nil {
 			return nil, fmt.Errorf("preparing the daemon's directories: %w", err)
 		}
 	}
@@ -65,13 +73,18 @@ func assemble(ctx context.Context, conf Config, log *logrus.Entry) (_ *parts, er
 	if err != nil {
 		return nil, err
 	}
+	if conf.MetricsAddress != "" {
+		v := version.Of(program)
+		p.metrics = metrics.New(metrics.Build{Version: v.Version, Commit: v.Commit, Go: v.Go}, p.machines, p.images, log)
+	}
 	p.cri = cri.New(cri.Config{
-		Version:        readVersion().Version,
+		Version:        version.Of(program).Version,
 		Handlers:       conf.Handlers,
 		AllowSpoofing:  conf.AllowSpoofing,
 		CgroupDriver:   host.driver,
 		DiskMountpoint: diskMount,
 		Health:         host.programs.check,
+		ImageFaults:    p.imageFaults,
 		Info:           host.facts(conf),
 	}, p.machines, p.images, p.streams, log)
 	return p, nil
@@ -105,21 +118,60 @@ func findWrapper(conf Config) string {
 }
 
 func (p *parts) makeImages(conf Config) (err error) {
+	plainHTTP := image.PlainHTTP(conf.ImagePlainHTTP)
+	if p.rules, err = translate.Open(conf.ImageTranslations, translate.Defaults{
+		PlainHTTP: plainHTTP, HandshakeTimeout: conf.ImageStallTimeout,
+	}, p.log); err != nil {
+		return err
+	}
+	p.registry = registry.New(registry.Config{
+		HostsDir: conf.ImageRegistryHosts, DockerConfig: conf.ImageDockerConfig, PlainHTTP: plainHTTP, Stall: conf.ImageStallTimeout,
+	})
+	tool := disk.Inspector{
+		QEMUImg: conf.QEMUImg, Stage: func() (string, error) { return findProgram(conf.Wrapper) },
+		Dir: filepath.Join(conf.RunDir, "inspection"), UID: conf.VMUsers.Last,
+	}
 	p.images, err = image.Open(image.Config{
-		Root:  filepath.Join(conf.StateDir, "images"),
-		Store: p.store,
-		Inspector: inspector{image.DiskInspector{Inspector: disk.Inspector{
-			QEMUImg: conf.QEMUImg, Stage: func() (string, error) { return findProgram(conf.Wrapper) }, Dir: filepath.Join(conf.RunDir, "inspection"), UID: conf.VMUsers.Last,
-		}}},
+		Root:          filepath.Join(conf.StateDir, "images"),
+		Store:         p.store,
+		Inspector:     inspector{image.DiskInspector{Inspector: tool}},
+		Flattener:     flattener(conf, tool),
 		InUse:         p.inUse,
+		Translations:  p.rules,
+		Registry:      p.registry,
 		InsecureHosts: conf.ImagePlainHTTP,
 		LocalDirs:     conf.ImageLocalDirs,
 		Pinned:        conf.ImagePinned,
 		MaxBytes:      conf.ImageMaxSize,
 		StallTimeout:  conf.ImageStallTimeout,
+		MaxPulls:      conf.ImageMaxPulls,
+		Pulled:        p.pulled,
 		Log:           p.log,
 	})
 	return err
+}
+
+// flattener is nil where images stay as they are.
+func flattener(conf Config, tool disk.Inspector) image.Flattener {
+	if conf.ImageFlatten == flattenNone {
+		return nil
+	}
+	return image.DiskFlattener{Inspector: tool, Allocate: conf.ImageFlatten == flattenPreallocated}
+}
+
+// imageFaults are what is wrong with the translation rules.
+func (p *parts) imageFaults() (told []string) {
+	for _, fault := range p.rules.Faults() {
+		told = append(told, fault.Error())
+	}
+	return told
+}
+
+// pulled counts a pull that has ended.
+func (p *parts) pulled(r image.Report) {
+	if p.metrics != nil {
+		p.metrics.Pulled(r)
+	}
 }
 
 // inUse tells whether a root disk lies on an image. While the supervisor does not know all VMs, every image is in use.
@@ -186,6 +238,12 @@ func (p *parts) close() error {
 	}
 	if p.images != nil {
 		p.images.Close()
+	}
+	if p.registry != nil {
+		p.registry.Close()
+	}
+	if p.rules != nil {
+		p.rules.Close()
 	}
 	if p.machines != nil {
 		p.machines.Close()

@@ -17,17 +17,23 @@ import (
 	"github.com/virtlet/virtlet/sandbox/domain"
 )
 
-// TestExampleConfig holds deploy/virtlet.yaml to the program: every key stands there, in a comment, with its default.
+// TestExampleConfig holds the example configurations to their programs: every key stands there, in a comment, with its default.
 func TestExampleConfig(t *testing.T) {
-	program := filepath.Join(t.TempDir(), "virtlet")
-	build := exec.Command("go", "build", "-o", program, "./cmd/virtlet")
+	for _, name := range []string{"virtlet", "criproxy"} {
+		t.Run(name, func(t *testing.T) { checkExample(t, name) })
+	}
+}
+
+func checkExample(t *testing.T, name string) {
+	program := filepath.Join(t.TempDir(), name)
+	build := exec.Command("go", "build", "-o", program, "./cmd/"+name)
 	build.Dir = top
 	if out, err := build.CombinedOutput(); err != nil {
 		t.Fatalf("%v\n%s", err, out)
 	}
 	effective := func(config []byte) map[string]any {
 		t.Helper()
-		file := filepath.Join(t.TempDir(), "virtlet.yaml")
+		file := filepath.Join(t.TempDir(), name+".yaml")
 		if err := os.WriteFile(file, config, 0o600); err != nil {
 			t.Fatal(err)
 		}
@@ -44,7 +50,7 @@ func TestExampleConfig(t *testing.T) {
 		}
 		return values
 	}
-	asShipped, err := os.ReadFile(top + "/deploy/virtlet.yaml")
+	asShipped, err := os.ReadFile(top + "/deploy/" + name + ".yaml")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -112,6 +118,71 @@ func TestExamplesParse(t *testing.T) {
 	}
 	if err != nil || len(conf.Plugins) == 0 || conf.Plugins[0].Type != "bridge" {
 		t.Errorf("the CNI example: %+v, %v", conf, err)
+	}
+}
+
+// TestImageServer holds the manifest to what it promises, and its arguments and the recipe's to the program.
+func TestImageServer(t *testing.T) {
+	type securityContext struct {
+		RunAsNonRoot             bool  `yaml:"runAsNonRoot"`
+		RunAsUser                int   `yaml:"runAsUser"`
+		AllowPrivilegeEscalation *bool `yaml:"allowPrivilegeEscalation"`
+		ReadOnlyRootFilesystem   bool  `yaml:"readOnlyRootFilesystem"`
+		Capabilities             struct{ Drop []string }
+	}
+	var manifest struct {
+		Kind string
+		Spec struct {
+			Template struct {
+				Spec struct {
+					SecurityContext securityContext `yaml:"securityContext"`
+					Containers      []struct {
+						Args            []string
+						SecurityContext securityContext `yaml:"securityContext"`
+						VolumeMounts    []struct {
+							MountPath string `yaml:"mountPath"`
+							ReadOnly  bool   `yaml:"readOnly"`
+						} `yaml:"volumeMounts"`
+					}
+				}
+			}
+		}
+	}
+	f, err := os.Open(top + "/deploy/image-server.yaml")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	for dec := yaml.NewDecoder(f); manifest.Kind != "Deployment"; {
+		if err := dec.Decode(&manifest); err != nil {
+			t.Fatal(err)
+		}
+	}
+	pod := manifest.Spec.Template.Spec
+	if len(pod.Containers) != 1 {
+		t.Fatalf("%d containers", len(pod.Containers))
+	}
+	c := pod.Containers[0]
+	if !pod.SecurityContext.RunAsNonRoot || pod.SecurityContext.RunAsUser == 0 || c.SecurityContext.AllowPrivilegeEscalation == nil || *c.SecurityContext.AllowPrivilegeEscalation ||
+		!c.SecurityContext.ReadOnlyRootFilesystem || !reflect.DeepEqual(c.SecurityContext.Capabilities.Drop, []string{"ALL"}) {
+		t.Errorf("it has more rights than it needs: %+v", pod)
+	}
+	recipe, err := os.ReadFile(top + "/deploy/image-server.Dockerfile")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var entrypoint []string
+	if m := regexp.MustCompile(`(?m)^ENTRYPOINT (.*)$`).FindSubmatch(recipe); m == nil || json.Unmarshal(m[1], &entrypoint) != nil || len(entrypoint) < 3 {
+		t.Fatalf("no entry point in\n%s", recipe)
+	}
+	if entrypoint[1] != "--dir" || len(c.VolumeMounts) != 1 || c.VolumeMounts[0].MountPath != entrypoint[2] || !c.VolumeMounts[0].ReadOnly {
+		t.Errorf("the recipe serves %q, the volume is at %+v", entrypoint, c.VolumeMounts)
+	}
+	none := filepath.Join(t.TempDir(), "none")
+	cmd := exec.Command("go", append(append([]string{"run", "./cmd/virtlet-images"}, append(entrypoint[1:], c.Args...)...), "--dir", none)...)
+	cmd.Dir = top
+	if out, err := cmd.CombinedOutput(); err == nil || !strings.Contains(string(out), "opening the directory of images: open "+none) {
+		t.Errorf("the program does not take these arguments: %v\n%s", err, out)
 	}
 }
 

@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net/url"
 	"strings"
@@ -37,13 +38,14 @@ func (s *show) play(ctx context.Context) error {
 	return nil
 }
 
-func (s *show) pull(ctx context.Context) error {
-	source, stop, err := s.serveImage()
+func (s *show) pull(ctx context.Context) (err error) {
+	const path = "images/demo.qcow2"
+	address, stop, err := s.rig.ServeImage(s.disk, path)
 	if err != nil {
-		return fmt.Errorf("serving the image: %w", err)
+		return err
 	}
-	defer stop()
-	s.image = source
+	defer func() { err = errors.Join(err, stop()) }()
+	s.image = "http://" + address + "/" + path
 	return s.step("PullImage", func() ([]string, error) {
 		ref, err := s.rig.Pull(ctx, s.image)
 		if err != nil {

@@ -6,11 +6,8 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"net"
-	"net/http"
 	"os"
 	"strings"
-	"time"
 
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
@@ -95,20 +92,6 @@ func (s *show) host(ctx context.Context) ([]string, error) {
 		}
 	}
 	return []string{fmt.Sprintf("QEMU %s, accelerator %s (%s)", qemu.Version, accel.Name, accel.Why)}, nil
-}
-
-// serveImage offers the disk image by HTTP in the node, as a mirror would, and returns its URL.
-func (s *show) serveImage() (url string, stop func(), err error) {
-	l, err := s.rig.Listen("127.0.0.1:0")
-	if err != nil {
-		return "", nil, err
-	}
-	const path = "/images/demo.qcow2"
-	mux := http.NewServeMux()
-	mux.HandleFunc("GET "+path, func(w http.ResponseWriter, r *http.Request) { http.ServeFile(w, r, s.disk) })
-	srv := &http.Server{Handler: mux, ReadHeaderTimeout: 10 * time.Second}
-	go func() { _ = srv.Serve(l) }() // it ends with ErrServerClosed
-	return fmt.Sprintf("http://127.0.0.1:%d%s", l.Addr().(*net.TCPAddr).Port, path), func() { _ = srv.Close() }, nil
 }
 
 // close takes away whatever still stands. Its error has what the node's leak check found.

@@ -25,7 +25,7 @@ func (r *Rig) Traces() ([]string, error) {
 	var all []string
 	var errs []error
 	for _, look := range []func() ([]string, error){
-		r.strayProcesses, r.strayCgroups, r.strayMounts, r.strayLinks, r.strayLeases, r.strayChains, r.strayFiles,
+		r.strayProcesses, r.strayCgroups, r.strayMounts, r.strayLinks, r.strayLeases, r.strayChains, r.strayFiles, r.strayContainerd,
 	} {
 		found, err := look()
 		all, errs = append(all, found...), append(errs, err)
@@ -43,7 +43,7 @@ func (r *Rig) Leftovers() error {
 	return errors.Join(err, fmt.Errorf("left behind on rig %s:\n%s", r.Name, strings.Join(traces, "\n")))
 }
 
-// strayPIDs are processes, other than the daemon and this one, whose arguments name the rig or one of its pods.
+// strayPIDs are processes, other than the servers and this one, whose arguments name the rig or one of its pods.
 func (r *Rig) strayPIDs() ([]int, []string, error) {
 	entries, err := os.ReadDir("/proc")
 	if err != nil {
@@ -54,12 +54,12 @@ func (r *Rig) strayPIDs() ([]int, []string, error) {
 	var what []string
 	for _, e := range entries {
 		pid, err := strconv.Atoi(e.Name())
-		if err != nil || pid == os.Getpid() || pid == r.DaemonPID() {
+		if err != nil || pid == os.Getpid() {
 			continue
 		}
 		argv, err := os.ReadFile(filepath.Join("/proc", e.Name(), "cmdline"))
-		if err != nil {
-			continue // it has ended meanwhile
+		if err != nil || slices.ContainsFunc(r.servers, func(s *Server) bool { return s.is(pid, argv) }) {
+			continue // it has ended meanwhile, or is a server
 		}
 		for _, m := range marks {
 			if bytes.Contains(argv, []byte(m)) {
@@ -79,11 +79,16 @@ func (r *Rig) strayProcesses() ([]string, error) {
 
 // endStrays ends what a failed test left running, so that the next one has the machine for itself.
 func (r *Rig) endStrays() error {
-	pids, _, err := r.strayPIDs()
+	named, _, err := r.strayPIDs()
 	if err != nil {
 		return err
 	}
-	for _, pid := range pids {
+	// A container's processes are named as its user likes.
+	members, err := r.members()
+	if err != nil {
+		return err
+	}
+	for _, pid := range append(named, members...) {
 		fd, err := unix.PidfdOpen(pid, 0)
 		if err != nil {
 			continue
@@ -102,24 +107,61 @@ func (r *Rig) endStrays() error {
 	return nil
 }
 
-func (r *Rig) strayCgroups() ([]string, error) {
+// groups are the cgroups below the rig's: containerd's own, when there is one, and those of pods.
+func (r *Rig) groups() (own, pods []string, err error) {
 	dirs, err := r.cgroupDirs()
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
-	var left []string
 	for _, dir := range dirs {
-		entries, err := os.ReadDir(dir)
-		if err != nil {
-			return nil, err
-		}
-		for _, e := range entries {
-			if e.IsDir() {
-				left = append(left, "cgroup "+filepath.Join(dir, e.Name()))
+		err := filepath.WalkDir(dir, func(path string, d fs.DirEntry, err error) error {
+			switch {
+			case errors.Is(err, fs.ErrNotExist) && path != dir: // it has gone meanwhile
+			case err != nil:
+				return err
+			case !d.IsDir() || path == dir:
+			case path == filepath.Join(dir, containerdGroup):
+				own = append(own, path)
+			default:
+				pods = append(pods, path)
 			}
+			return nil
+		})
+		if err != nil {
+			return nil, nil, err
 		}
 	}
-	return left, nil
+	return own, pods, nil
+}
+
+func (r *Rig) strayCgroups() (left []string, err error) {
+	_, pods, err := r.groups()
+	for _, g := range pods {
+		left = append(left, "cgroup "+g)
+	}
+	return left, err
+}
+
+// members are the processes in the rig's cgroups.
+func (r *Rig) members() (pids []int, err error) {
+	own, pods, err := r.groups()
+	for _, g := range append(own, pods...) {
+		b, _ := os.ReadFile(filepath.Join(g, "cgroup.procs")) // a group may have gone meanwhile
+		for pid := range strings.FieldsSeq(string(b)) {
+			n, aerr := strconv.Atoi(pid)
+			pids, err = append(pids, n), errors.Join(err, aerr)
+		}
+	}
+	return pids, err
+}
+
+func (r *Rig) strayContainerd() ([]string, error) {
+	if r.containerd == nil {
+		return nil, nil
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	defer cancel()
+	return r.containerd.strays(ctx)
 }
 
 // strayMounts are mounts below the rig's directory but those of the rig itself and of its tests.

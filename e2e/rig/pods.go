@@ -117,25 +117,27 @@ func (p *Pod) Stop(ctx context.Context, grace int64) error {
 }
 
 // Remove stops and removes the pod with its VM.
-func (p *Pod) Remove(ctx context.Context) error { return p.rig.removePod(ctx, p.ID) }
+func (p *Pod) Remove(ctx context.Context) error { return removePod(ctx, p.rig.Runtime, p.ID) }
 
-func (r *Rig) removePod(ctx context.Context, id string) error {
-	if _, err := r.Runtime.StopPodSandbox(ctx, &runtimeapi.StopPodSandboxRequest{PodSandboxId: id}); err != nil {
+func removePod(ctx context.Context, runtime runtimeapi.RuntimeServiceClient, id string) error {
+	if _, err := runtime.StopPodSandbox(ctx, &runtimeapi.StopPodSandboxRequest{PodSandboxId: id}); err != nil {
 		return err
 	}
-	_, err := r.Runtime.RemovePodSandbox(ctx, &runtimeapi.RemovePodSandboxRequest{PodSandboxId: id})
+	_, err := runtime.RemovePodSandbox(ctx, &runtimeapi.RemovePodSandboxRequest{PodSandboxId: id})
 	return err
 }
 
 // RemoveAll removes every pod that the daemon lists.
-func (r *Rig) RemoveAll(ctx context.Context) error {
-	list, err := r.Runtime.ListPodSandbox(ctx, &runtimeapi.ListPodSandboxRequest{})
+func (r *Rig) RemoveAll(ctx context.Context) error { return removeAll(ctx, r.Runtime) }
+
+func removeAll(ctx context.Context, runtime runtimeapi.RuntimeServiceClient) error {
+	list, err := runtime.ListPodSandbox(ctx, &runtimeapi.ListPodSandboxRequest{})
 	if err != nil {
 		return err
 	}
 	var errs []error
 	for _, p := range list.Items {
-		errs = append(errs, r.removePod(ctx, p.Id))
+		errs = append(errs, removePod(ctx, runtime, p.Id))
 	}
 	return errors.Join(errs...)
 }

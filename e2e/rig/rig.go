@@ -15,7 +15,6 @@ import (
 	"sync"
 	"time"
 
-	"google.golang.org/grpc"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/virtlet/virtlet/netns"
@@ -42,17 +41,20 @@ type Rig struct {
 	Runtime runtimeapi.RuntimeServiceClient
 	Images  runtimeapi.ImageServiceClient
 
-	daemon *daemon
-	conn   *grpc.ClientConn
-	mu     sync.Mutex // guards ids: pods may be run at the same time
-	ids    []string
-	undo   []func() error
+	daemon     *Server
+	servers    []*Server // the daemon and those beside it
+	containerd *Containerd
+	mu         sync.Mutex // guards ids: pods may be run at the same time
+	ids        []string
+	undo       []func() error
 }
 
 // Binaries are the programs under test.
 type Binaries struct {
-	Virtlet string
-	Wrapper string
+	Virtlet     string
+	Wrapper     string
+	Criproxy    string // for AddProxy alone
+	ImageServer string // virtlet-images, which the daemon needs not
 }
 
 // Options for New; a zero field means the default.
@@ -89,6 +91,7 @@ func New(o Options) (*Rig, error) {
 	}
 	r.Dir = filepath.Join(os.TempDir(), r.Name)
 	r.Host = filepath.Join(r.Dir, "host")
+	r.daemon = r.addServer("virtlet", "cri.sock", r.daemonCommand)
 	r.CgroupParent = "/" + r.Name
 	if o.CNI == "" {
 		o.CNI = DefaultCNI
@@ -154,10 +157,16 @@ func (r *Rig) Close() error {
 	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
 	defer cancel()
 	var errs []error
-	if r.daemon != nil {
-		errs = append(errs, r.RemoveAll(ctx))
+	for _, runtime := range r.runtimes() {
+		if runtime.PID() != 0 {
+			errs = append(errs, removeAll(ctx, runtime.Runtime))
+		}
+	}
+	if r.daemon.PID() != 0 {
 		errs = append(errs, r.Leftovers())
-		errs = append(errs, r.StopDaemon(ctx))
+	}
+	for _, s := range r.servers {
+		errs = append(errs, s.Stop(ctx))
 	}
 	errs = append(errs, r.endStrays())
 	return errors.Join(append(errs, r.tearDown())...)
@@ -175,8 +184,29 @@ func (r *Rig) RunDir() string { return filepath.Join(r.Dir, "run") }
 // NetnsDir is where the daemon pins the pods' network namespaces.
 func (r *Rig) NetnsDir() string { return filepath.Join(r.Dir, "netns") }
 
+// RulesDir is where the daemon looks for translation rules, HostsDir for registries' hosts.toml. Neither is there at first.
+func (r *Rig) RulesDir() string { return filepath.Join(r.Dir, "images.d") }
+
+// HostsDir is told of at RulesDir.
+func (r *Rig) HostsDir() string { return filepath.Join(r.Dir, "certs.d") }
+
+// ConfigFile is the daemon's configuration file.
+func (r *Rig) ConfigFile() string { return filepath.Join(r.Dir, "virtlet.yaml") }
+
 // Socket is the daemon's CRI socket.
-func (r *Rig) Socket() string { return filepath.Join(r.Dir, "cri.sock") }
+func (r *Rig) Socket() string { return r.daemon.Socket }
 
 // Endpoint is Socket as crictl wants it.
-func (r *Rig) Endpoint() string { return "unix://" + r.Socket() }
+func (r *Rig) Endpoint() string { return r.daemon.Endpoint() }
+
+// Daemon is the daemon, as one server beside others.
+func (r *Rig) Daemon() *Server { return r.daemon }
+
+// runtimes are the servers that run pods themselves.
+func (r *Rig) runtimes() []*Server {
+	list := []*Server{r.daemon}
+	if r.containerd != nil {
+		list = append(list, r.containerd.Server)
+	}
+	return list
+}

@@ -104,34 +104,34 @@ func (s *Server) PullImage(ctx context.Context, req *runtimeapi.PullImageRequest
 	if err != nil {
 		return nil, err
 	}
-	auth, err := pullAuth(req.GetAuth())
-	if err != nil {
-		return nil, err
-	}
-	img, err := s.images.Pull(ctx, name, auth)
+	img, err := s.images.Pull(ctx, name, pullAuth(req.GetAuth()))
 	switch {
 	case err == nil:
 		return &runtimeapi.PullImageResponse{ImageRef: img.ID}, nil
-	case errors.Is(err, image.ErrUnavailable) && ctx.Err() == nil:
-		// Kubelet knows an unreachable source by this word, and reads it from errors of code Unknown alone.
-		return nil, status.Errorf(codes.Unknown, "%s: %v", crierrors.ErrRegistryUnavailable, err)
+	case ctx.Err() != nil:
+		return nil, err
+	case errors.Is(err, image.ErrUnavailable):
+		return nil, inKubeletsWords(crierrors.ErrRegistryUnavailable, err)
+	case errors.Is(err, image.ErrDigestMismatch):
+		return nil, inKubeletsWords(crierrors.ErrSignatureValidationFailed, err)
 	}
 	return nil, err
 }
 
-// pullAuth is nil for an anonymous pull. The error never holds what it is about.
-func pullAuth(a *runtimeapi.AuthConfig) (*image.Auth, error) {
+// inKubeletsWords makes an error that begins with a word by which kubelet knows a fault. It reads it from errors of code
+// Unknown alone.
+func inKubeletsWords(word, err error) error { return status.Errorf(codes.Unknown, "%s: %v", word, err) }
+
+// pullAuth is nil for an anonymous pull.
+func pullAuth(a *runtimeapi.AuthConfig) *image.Auth {
 	auth := image.Auth{
 		Username: a.GetUsername(), Password: a.GetPassword(), Auth: a.GetAuth(),
-		ServerAddress: a.GetServerAddress(), RegistryToken: a.GetRegistryToken(),
+		ServerAddress: a.GetServerAddress(), RegistryToken: a.GetRegistryToken(), IdentityToken: a.GetIdentityToken(),
 	}
-	switch anonymous := (image.Auth{ServerAddress: a.GetServerAddress()}); {
-	case auth != anonymous:
-		return &auth, nil
-	case a.GetIdentityToken() != "":
-		return nil, unimplemented("pulling with an identity token is not supported; use a user and password or a registry token")
+	if anonymous := (image.Auth{ServerAddress: auth.ServerAddress}); auth == anonymous {
+		return nil
 	}
-	return nil, nil
+	return &auth
 }
 
 // RemoveImage forgets an image with all its names; running VMs keep its content. An unknown one is no error.

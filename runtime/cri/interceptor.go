@@ -12,15 +12,23 @@ import (
 	"google.golang.org/grpc/status"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
+	controlv1 "github.com/virtlet/virtlet/runtime/control/v1"
 	"github.com/virtlet/virtlet/runtime/image"
 )
 
 // MethodPrefix begins the full name of every method of CRI v1.
 const MethodPrefix = "/runtime.v1."
 
+// ownPrefix begins those of Virtlet's own protocols, which are served beside CRI on the same terms (package control).
+const ownPrefix = "/virtlet."
+
+func served(method string) bool {
+	return strings.HasPrefix(method, MethodPrefix) || strings.HasPrefix(method, ownPrefix)
+}
+
 // UnaryInterceptor checks readiness, maps errors and logs, for every call that is not a stream.
 func (s *Server) UnaryInterceptor(ctx context.Context, req any, info *grpc.UnaryServerInfo, handle grpc.UnaryHandler) (any, error) {
-	if !strings.HasPrefix(info.FullMethod, MethodPrefix) {
+	if !served(info.FullMethod) {
 		return handle(ctx, req)
 	}
 	if err := s.admit(info.FullMethod); err != nil {
@@ -38,7 +46,7 @@ func (s *Server) UnaryInterceptor(ctx context.Context, req any, info *grpc.Unary
 
 // StreamInterceptor is UnaryInterceptor for the streaming lists and the events.
 func (s *Server) StreamInterceptor(srv any, stream grpc.ServerStream, info *grpc.StreamServerInfo, handle grpc.StreamHandler) error {
-	if !strings.HasPrefix(info.FullMethod, MethodPrefix) {
+	if !served(info.FullMethod) {
 		return handle(srv, stream)
 	}
 	if err := s.admit(info.FullMethod); err != nil {
@@ -104,6 +112,8 @@ func milestone(call string) string {
 		return "VM removed"
 	case "PullImage":
 		return "image pulled"
+	case "Import":
+		return "image imported"
 	}
 	return ""
 }
@@ -154,7 +164,7 @@ func isRead(call string) bool {
 			return true
 		}
 	}
-	return call == "RuntimeConfig"
+	return call == "RuntimeConfig" || call == "Watch"
 }
 
 // requestFields picks the identities out of a request and nothing else: a request may hold credentials, user-data
@@ -178,6 +188,9 @@ func (s *Server) requestFields(req any) (f logrus.Fields, known bool) {
 	}
 	if r, ok := req.(interface{ GetImage() *runtimeapi.ImageSpec }); ok {
 		f["image"] = image.Redact(r.GetImage().GetImage())
+	}
+	if r, ok := req.(*controlv1.ImportRequest); ok {
+		f["image"], f["path"] = image.Redact(r.GetName()), r.GetPath()
 	}
 	if r, ok := req.(*runtimeapi.CreateContainerRequest); ok {
 		f["image"] = image.Redact(r.GetConfig().GetImage().GetImage())

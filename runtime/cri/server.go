@@ -63,6 +63,9 @@ type Config struct {
 	// Health tells why no VM can be started on this host, or nil. It must be cheap: kubelet asks every few seconds. A nil
 	// Health means always well.
 	Health func(context.Context) error
+	// ImageFaults tells what is wrong with the image translation rules, if anything, each fault in one line. It must be cheap
+	// and hold no secret. Pods run all the same. Nil means that there are no such rules.
+	ImageFaults func() []string
 	// Info holds facts for `crictl info`, each to be shown as JSON. It must hold no secret.
 	Info map[string]any
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"strings"
 
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
@@ -21,6 +22,9 @@ func (s *Server) Status(ctx context.Context, req *runtimeapi.StatusRequest) (*ru
 		// All false: supplemental groups, user namespaces and mount options are for processes of the host's kernel, and
 		// the only such process of a pod is QEMU.
 		Features: &runtimeapi.RuntimeFeatures{},
+	}
+	if s.cfg.ImageFaults != nil {
+		resp.Status.Conditions = append(resp.Status.Conditions, imageCondition(s.cfg.ImageFaults()))
 	}
 	if req.GetVerbose() {
 		info, err := s.statusInfo()
@@ -46,6 +50,25 @@ func (s *Server) networkReady(ctx context.Context) *runtimeapi.RuntimeCondition 
 	c := &runtimeapi.RuntimeCondition{Type: runtimeapi.NetworkReady, Status: true}
 	if err := s.machines.NetworkStatus(ctx); err != nil {
 		c.Status, c.Reason, c.Message = false, "NetworkPluginNotReady", err.Error()
+	}
+	return c
+}
+
+// imageTranslationsReady is a condition of our own, which kubelet shows to nobody and minds as little; `crictl info` shows it.
+const imageTranslationsReady = "ImageTranslationsReady"
+
+// toldFaults is how many faults a condition tells; the log has all.
+const toldFaults = 5
+
+func imageCondition(faults []string) *runtimeapi.RuntimeCondition {
+	c := &runtimeapi.RuntimeCondition{Type: imageTranslationsReady, Status: len(faults) == 0}
+	if c.Status {
+		return c
+	}
+	told := faults[:min(len(faults), toldFaults)]
+	c.Reason, c.Message = "BadImageTranslations", strings.Join(told, "; ")
+	if more := len(faults) - len(told); more > 0 {
+		c.Message += fmt.Sprintf("; and %d more, see virtlet's log", more)
 	}
 	return c
 }

@@ -27,6 +27,9 @@ func TestVersion(t *testing.T) {
 
 func TestStatus(t *testing.T) {
 	sick := func(c *Config) { c.Health = func(context.Context) error { return errors.New("qemu is not installed") } }
+	rules := func(faults ...string) func(*Config) {
+		return func(c *Config) { c.ImageFaults = func() []string { return faults } }
+	}
 	for name, tc := range map[string]struct {
 		change  func(*Config)
 		network error
@@ -35,6 +38,10 @@ func TestStatus(t *testing.T) {
 		"well":          {func(*Config) {}, nil, map[string]string{"RuntimeReady": "", "NetworkReady": ""}},
 		"qemu_missing":  {sick, nil, map[string]string{"RuntimeReady": "qemu is not installed", "NetworkReady": ""}},
 		"no_cni_config": {func(*Config) {}, errors.New("no configuration"), map[string]string{"RuntimeReady": "", "NetworkReady": "no configuration"}},
+		"good_rules":    {rules(), nil, map[string]string{"RuntimeReady": "", "NetworkReady": "", "ImageTranslationsReady": ""}},
+		"bad_rules":     {rules("a.yaml:1: x", "b.yaml: y"), nil, map[string]string{"RuntimeReady": "", "NetworkReady": "", "ImageTranslationsReady": "a.yaml:1: x; b.yaml: y"}},
+		"many_faults": {rules("1", "2", "3", "4", "5", "6", "7"), nil,
+			map[string]string{"RuntimeReady": "", "NetworkReady": "", "ImageTranslationsReady": "1; 2; 3; 4; 5; and 2 more, see virtlet's log"}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			b := newBench(t, tc.change)

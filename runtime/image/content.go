@@ -1,18 +1,14 @@
 package image
 
 import (
-	"context"
-	"crypto/sha256"
-	"encoding/hex"
 	"errors"
 	"fmt"
-	"hash"
-	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
 	"strings"
 	"syscall"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -22,10 +18,7 @@ type contents struct {
 	root string
 }
 
-const (
-	contentMode = 0o444
-	copyBuffer  = 256 << 10
-)
+const contentMode = 0o444
 
 func (c contents) dir() string   { return filepath.Join(c.root, "sha256") }
 func (c contents) parts() string { return filepath.Join(c.root, "parts") }
@@ -34,7 +27,7 @@ func (c contents) path(id string) string {
 	return filepath.Join(c.dir(), strings.TrimPrefix(id, digestPrefix))
 }
 
-// prepare makes the directories and throws away the parts that a daemon left when it died. Other users may open a
+// prepare makes the directories, and throws away what a daemon that died left of pulls and cannot be resumed. Other users may open a
 // content whose digest they know (QEMU does), but not list the store.
 func (c contents) prepare() error {
 	for dir, mode := range map[string]fs.FileMode{c.root: 0o711, c.dir(): 0o711, c.parts(): 0o711} {
@@ -45,16 +38,7 @@ func (c contents) prepare() error {
 			return err
 		}
 	}
-	entries, err := os.ReadDir(c.parts())
-	if err != nil {
-		return err
-	}
-	for _, e := range entries {
-		if err := os.Remove(filepath.Join(c.parts(), e.Name())); err != nil {
-			return err
-		}
-	}
-	return nil
+	return c.sweep(keepPartsFor, func(string) bool { return false })
 }
 
 // whole tells whether the content is there in the size that it should have.
@@ -86,72 +70,45 @@ func (c contents) remove(id string) error {
 	return syncDir(c.dir())
 }
 
-// part is content on its way in: a file that goes away unless it is installed.
-type part struct {
-	file *os.File
-	hash hash.Hash
-	size int64
-}
-
-func (c contents) newPart() (*part, error) {
-	f, err := os.CreateTemp(c.parts(), "pull-*")
-	if err != nil {
-		return nil, spaceError(err)
-	}
-	return &part{file: f, hash: sha256.New()}, nil
-}
-
-// fill copies r into the part, hashing on the way, up to limit bytes. Its errors are those of r as they are, and
-// those of the file system as a fault of the store.
-func (p *part) fill(ctx context.Context, r io.Reader, limit int64) error {
-	buf := make([]byte, copyBuffer)
-	for {
-		if err := context.Cause(ctx); err != nil {
-			return err
-		}
-		n, err := r.Read(buf)
-		if p.size += int64(n); p.size > limit {
-			return fmt.Errorf("%w: it has more than the %d bytes that the configuration allows", ErrTooLarge, limit)
-		}
-		p.hash.Write(buf[:n])
-		if _, werr := p.file.Write(buf[:n]); werr != nil {
-			return &storeError{spaceError(werr)}
-		}
-		if errors.Is(err, io.EOF) {
-			return nil
-		}
-		if err != nil {
-			return err
-		}
-	}
-}
-
-func (p *part) id() string {
-	return digestPrefix + hex.EncodeToString(p.hash.Sum(nil))
-}
-
-// protect makes the part immutable, and readable for an inspector without privileges.
-func (p *part) protect() error {
-	return p.file.Chmod(contentMode)
-}
-
-// sync makes the part durable.
-func (p *part) sync() error {
-	return spaceError(p.file.Sync())
-}
-
-// install gives the part its place, durably. It replaces what lay there, whose readers keep what they have open.
-func (p *part) install(c contents) error {
-	if err := os.Rename(p.file.Name(), c.path(p.id())); err != nil {
+// install gives a verified file its place, durably. It replaces what lay there, whose readers keep what they have open.
+func (c contents) install(id, file string) error {
+	if err := os.Rename(file, c.path(id)); err != nil {
 		return spaceError(err)
 	}
 	return syncDir(c.dir())
 }
 
-// discard closes the part and removes what was not installed.
-func (p *part) discard() {
-	_ = p.file.Close()
-	_ = os.Remove(p.file.Name())
+// sweep removes what interrupted pulls have left, when it is older than age and no pull has it.
+func (c contents) sweep(age time.Duration, has func(key string) bool) error {
+	entries, err := os.ReadDir(c.parts())
+	if err != nil {
+		return err
+	}
+	var faults []error
+	for _, e := range entries {
+		key, suffix, _ := strings.Cut(e.Name(), ".")
+		if has(key) {
+			continue
+		}
+		if info, err := e.Info(); err == nil && time.Since(info.ModTime()) < age && c.resumable(key, "."+suffix) {
+			continue
+		}
+		if err := os.Remove(filepath.Join(c.parts(), e.Name())); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			faults = append(faults, err)
+		}
+	}
+	return errors.Join(faults...)
+}
+
+// resumable tells whether a file belongs to a part that a pull can go on with: neither is of use without the other.
+func (c contents) resumable(key, suffix string) bool {
+	if suffix != partSuffix && suffix != noteSuffix {
+		return false
+	}
+	base := filepath.Join(c.parts(), key)
+	_, err := os.Lstat(base + partSuffix)
+	_, err2 := os.Lstat(base + noteSuffix)
+	return err == nil && err2 == nil
 }
 
 // storeError marks faults of our own file system among those of a source.

@@ -8,6 +8,8 @@ import (
 	"slices"
 	"strings"
 	"testing"
+
+	"github.com/virtlet/virtlet/runtime/image/source"
 )
 
 // FuzzName takes a hostile image name apart. What is accepted has one canonical form without credentials that leads to
@@ -52,44 +54,43 @@ func checkReference(t *testing.T, name string, ref reference) {
 	if Redact(name) != canonical || (CheckName(name) == nil) != (ref.user == nil) {
 		t.Errorf("%q: redacted %q, checked %v", name, Redact(name), CheckName(name))
 	}
-	leads, err := leadsTo(t, name, ref)
+	to := leadsTo(t, name, ref)
 	for _, other := range ref.names() {
 		if len(other) > maxNameLength {
 			continue
 		}
-		o, errParse := parse(other)
-		if errParse != nil || !slices.Contains(o.names(), canonical) {
-			t.Fatalf("%q: is also %q, whose names are %q (%v)", name, other, o.names(), errParse)
+		o, err := parse(other)
+		if err != nil || !slices.Contains(o.names(), other) {
+			t.Fatalf("%q: is also %q, whose names are %q (%v)", name, other, o.names(), err)
 		}
-		if to, errTo := leadsTo(t, other, o); to != leads || (errTo == nil) != (err == nil) {
-			t.Errorf("%q: leads to %q (%v), but %q to %q (%v)", name, leads, err, other, to, errTo)
+		if also := leadsTo(t, other, o); also.repository != to.repository {
+			t.Errorf("%q: leads to %q, but %q to %q", name, to.repository, other, also.repository)
 		}
 	}
 }
 
-// leadsTo checks where a reference leads, and returns it in words.
-func leadsTo(t *testing.T, name string, ref reference) (string, error) {
-	to, err := ref.target(func(string) bool { return false })
+// leadsTo checks where a reference leads.
+func leadsTo(t *testing.T, name string, ref reference) target {
+	to, err := new(Service).target(ref)
 	u := to.url
 	switch {
 	case err != nil:
 		if !errors.Is(err, ErrInvalidName) {
 			t.Errorf("%q: %v", name, err)
 		}
-		return "", err
-	case u != nil && to.path+to.local == "":
+	case u != nil && to.path+to.local+to.repository == "":
+		loopback := new(Config).plainHTTP(u.Host)
 		if u.User != nil || u.RawQuery != "" || u.ForceQuery || u.Fragment != "" || u.Opaque != "" || u.Hostname() == "" ||
-			u.Scheme != "https" && (u.Scheme != "http" || !isHTTP(strings.TrimPrefix(ref.repo, prefix))) {
+			u.Scheme != "https" && (u.Scheme != "http" || !loopback && !isHTTP(strings.TrimPrefix(ref.repo, prefix))) {
 			t.Errorf("%q: leads to %q", name, u)
 		}
-		return u.String(), nil
-	case u == nil && path.IsAbs(to.path) && path.Clean(to.path) == to.path && to.local == "":
-		return "path " + to.path, nil
+	case u == nil && path.IsAbs(to.path) && path.Clean(to.path) == to.path && to.local+to.repository == "":
 	case u == nil && to.path == "" && to.local != "" && !strings.Contains(to.local, "/") && to.local != "." && to.local != "..":
-		return "local " + to.local, nil
+	case u == nil && to.path+to.local == "" && strings.Contains(to.repository, "/"):
+	default:
+		t.Errorf("%q: leads to %+v", name, to)
 	}
-	t.Errorf("%q: leads to %+v", name, to)
-	return "", nil
+	return to
 }
 
 // checkSecrets puts a secret wherever a name can hold one, with hostile text around it.
@@ -113,7 +114,7 @@ func checkSecrets(t *testing.T, name, before, after string) {
 			shown["error"] = err.Error()
 		} else {
 			shown["canonical"] = ref.String()
-			to, err := ref.target(func(string) bool { return true })
+			to, err := new(Service).target(ref)
 			if err != nil {
 				shown["error"] = err.Error()
 			} else if to.url != nil {
@@ -134,7 +135,7 @@ func checkRedirect(t *testing.T, path, before, after string) {
 	secret := before + mark + after
 	for _, user := range []*url.Userinfo{url.User(secret), url.UserPassword(before, secret)} {
 		u := &url.URL{Scheme: "https", User: user, Host: "img.example", Path: "/" + path, RawQuery: "token=" + secret, Fragment: secret, RawFragment: secret}
-		if shown := redactURL(u); strings.Contains(shown, mark) && !strings.Contains(path, mark) {
+		if shown := source.RedactURL(u); strings.Contains(shown, mark) && !strings.Contains(path, mark) {
 			t.Errorf("%q is redacted to %q", u, shown)
 		}
 	}
@@ -144,18 +145,20 @@ func checkRedirect(t *testing.T, path, before, after string) {
 func checkAuth(t *testing.T, user, password string) {
 	u := &url.URL{Scheme: "https", Host: "img.example"}
 	encoded := Auth{Auth: base64.StdEncoding.EncodeToString([]byte(user + ":" + password))}
-	if got, err := encoded.header(u, nil); err != nil || !strings.Contains(user, ":") && !strings.HasSuffix(password, "\x00") && user+password != "" && got != basic(user, password) {
+	plain := Auth{Username: user, Password: password}
+	want, _ := plain.Header(u, nil)
+	if got, err := encoded.Header(u, nil); err != nil || !strings.Contains(user, ":") && !strings.HasSuffix(password, "\x00") && user+password != "" && got != want {
 		t.Errorf("%q:%q: header %q, %v", user, password, got, err)
 	}
 	const mark = "S3CR3T"
 	for _, a := range []Auth{{Auth: user + mark + password}, {Auth: base64.StdEncoding.EncodeToString([]byte(mark + strings.ReplaceAll(user, ":", "")))}} {
-		if _, err := a.header(u, nil); err != nil && (!errors.Is(err, ErrUnauthorized) || strings.Contains(err.Error(), mark)) {
+		if _, err := a.Header(u, nil); err != nil && (!errors.Is(err, ErrUnauthorized) || strings.Contains(err.Error(), mark)) {
 			t.Errorf("%q: %v", a.Auth, err)
 		}
 	}
 	for _, server := range []string{user, "https://" + user + "/v1", user + password} {
 		a := Auth{Username: "u", Password: "p", ServerAddress: server}
-		if got, _ := a.header(u, nil); got != "" && server != "" && !strings.Contains(strings.ToLower(server), "img.example") {
+		if got, _ := a.Header(u, nil); got != "" && server != "" && !strings.Contains(strings.ToLower(server), "img.example") {
 			t.Errorf("a credential for %q goes to %s", server, u)
 		}
 	}

@@ -12,30 +12,31 @@ import (
 	"time"
 
 	"github.com/sirupsen/logrus"
+
+	"github.com/virtlet/virtlet/runtime/image/registry"
+	"github.com/virtlet/virtlet/runtime/image/source"
+	"github.com/virtlet/virtlet/runtime/image/translate"
 )
 
 // Faults that callers tell apart by errors.Is. The messages name the image, where it came from and what to do, and
-// never hold a credential.
+// never hold a credential. Package source says what those of it mean.
 var (
-	// ErrInvalidName: the name can never lead to an image.
-	ErrInvalidName = errors.New("invalid image name")
+	ErrInvalidName    = source.ErrInvalidName
+	ErrUnavailable    = source.ErrUnavailable
+	ErrUnauthorized   = source.ErrUnauthorized
+	ErrDigestMismatch = source.ErrDigestMismatch
+	ErrRefused        = source.ErrRefused
+	ErrTooLarge       = source.ErrTooLarge
 	// ErrNotFound: the node has no such image, or its source has none.
-	ErrNotFound = errors.New("image not found")
+	ErrNotFound = source.ErrNotFound
 	// ErrAmbiguous: the beginning of an id fits several images.
 	ErrAmbiguous = errors.New("ambiguous image id")
-	// ErrUnavailable: the source cannot be reached, broke off or failed; a later attempt may succeed.
-	ErrUnavailable = errors.New("image source unavailable")
-	// ErrUnauthorized: the source wants other credentials.
-	ErrUnauthorized = errors.New("not authorized to pull image")
-	// ErrDigestMismatch: the content is not what the name's digest promises.
-	ErrDigestMismatch = errors.New("image digest mismatch")
-	// ErrRefused: the content is not a disk image that Virtlet will run.
-	ErrRefused = errors.New("image refused")
-	// ErrTooLarge: the content is larger than the configured maximum.
-	ErrTooLarge = errors.New("image too large")
 	// ErrNoSpace: the image store's file system or quota is full.
 	ErrNoSpace = errors.New("no space left for image")
 )
+
+// Auth is a caller's credential for one pull.
+type Auth = source.Auth
 
 // Image is one content in the store with all its names: its record and the snapshot that readers get.
 type Image struct {
@@ -45,7 +46,7 @@ type Image struct {
 	// ("host/path@sha256:…"). A tag belongs to one image at a time.
 	Tags    []string `json:"tags,omitempty"`
 	Digests []string `json:"digests,omitempty"`
-	// Size of the content in bytes.
+	// Size of the stored file in bytes. It is that of the content unless the image was flattened.
 	Size int64 `json:"size"`
 	// Format is qcow2 or raw, VirtualSize the size in bytes of the disk that a guest sees.
 	Format      string `json:"format"`
@@ -53,6 +54,10 @@ type Image struct {
 	// Source tells where the content came from, without credentials.
 	Source   string    `json:"source"`
 	PulledAt time.Time `json:"pulledAt"`
+	// Sent are digests of what sources sent that this content was unpacked from. ETags are those under which sources have
+	// it, by the key of the origin.
+	Sent  []string          `json:"sent,omitempty"`
+	ETags map[string]string `json:"etags,omitempty"`
 	// Removed marks content that lost its names while a virtual machine still used it, or that was being put in
 	// place when the daemon died. Collect frees it. Removed images are never shown.
 	Removed bool `json:"removed,omitempty"`
@@ -87,6 +92,23 @@ type Inspector interface {
 	Inspect(ctx context.Context, path string) (Info, error)
 }
 
+// Translations are rules that lead from names to URLs; *translate.Rules are the real ones.
+type Translations interface {
+	// Lookup finds the rule for a name without our prefix, tag and digest.
+	Lookup(name string) (translate.Target, bool, error)
+	DefaultClient() *http.Client
+}
+
+// Registry finds disks in OCI registries; *registry.Client is the real one.
+type Registry interface {
+	Resolve(ctx context.Context, ref string, auth *Auth) (*registry.Disk, error)
+}
+
+// Flattener writes the disk of an inspected image to a new file, raw.
+type Flattener interface {
+	Flatten(ctx context.Context, path string, info Info, out string) error
+}
+
 // Config of a Service.
 type Config struct {
 	// Root is the store's directory; it is made when missing. One Service at a time may have it: the lock on the
@@ -94,9 +116,15 @@ type Config struct {
 	Root      string
 	Store     Store
 	Inspector Inspector
+	// Flattener makes raw disks of the images that come; nil keeps them as they are.
+	Flattener Flattener
 	// InUse tells whether a virtual machine's disk is based on the image's content. It must know all machines before
 	// the first Remove or Collect.
 	InUse func(imageID string) bool
+	// Translations are the rules for names behind virtlet.cloud/; nil means that there are none.
+	Translations Translations
+	// Registry resolves all names that are neither ours nor URLs nor files; nil means that there is none.
+	Registry Registry
 	// InsecureHosts are fetched by plain http when the image's name has no scheme: "host" for any port or
 	// "host:port". Loopback addresses need no entry.
 	InsecureHosts []string
@@ -110,6 +138,11 @@ type Config struct {
 	MaxBytes int64
 	// StallTimeout ends a download that brings no byte for so long; 0 means DefaultStallTimeout.
 	StallTimeout time.Duration
+	// MaxPulls is how many downloads run at once; 0 means DefaultMaxPulls. Others wait for their turn.
+	MaxPulls int
+	Retry    Retry
+	// Pulled is told of the end of each pull and import; nil means nobody is.
+	Pulled func(Report)
 	// Proxy chooses a proxy for a request; nil means by the environment (HTTPS_PROXY and the like).
 	Proxy func(*http.Request) (*url.URL, error)
 	// Log gets what was found amiss at Open; nil means nobody does.
@@ -120,4 +153,5 @@ type Config struct {
 const (
 	DefaultMaxBytes     = int64(64) << 30
 	DefaultStallTimeout = time.Minute
+	DefaultMaxPulls     = 3
 )

@@ -28,3 +28,18 @@ func (i DiskInspector) Inspect(ctx context.Context, path string) (Info, error) {
 	}
 	return Info{Format: info.Format, VirtualSize: info.VirtualSize}, nil
 }
+
+// DiskFlattener is the real Flattener. It keeps zeros as holes, or allocates all of a disk.
+type DiskFlattener struct {
+	disk.Inspector
+	Allocate bool
+}
+
+// Flatten writes the disk to out.
+func (f DiskFlattener) Flatten(ctx context.Context, path string, info Info, out string) error {
+	err := f.Inspector.Flatten(ctx, path, disk.Info{Format: info.Format, VirtualSize: info.VirtualSize}, out, f.Allocate)
+	if errors.Is(err, disk.ErrNoSpace) {
+		return fmt.Errorf("%w: %w", ErrNoSpace, err)
+	}
+	return err
+}

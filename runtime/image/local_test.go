@@ -39,7 +39,7 @@ func TestPullLocal(t *testing.T) {
 		"directory_below":      {dir + "/sub", ErrRefused, "regular"},
 		"fifo":                 {dir + "/fifo", ErrRefused, "regular"},
 		"missing":              {dir + "/missing", ErrNotFound, "missing"},
-		"missing_name":         {"missing", ErrNotFound, dir},
+		"missing_name":         {"virtlet.cloud/missing", ErrNotFound, dir},
 		"no_disk":              {dir + "/text", ErrRefused, "no magic"},
 	} {
 		t.Run(name, func(t *testing.T) {

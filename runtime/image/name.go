@@ -2,12 +2,15 @@ package image
 
 import (
 	"fmt"
+	"net/http"
 	"net/netip"
 	"net/url"
 	"path"
 	"regexp"
 	"slices"
 	"strings"
+
+	"github.com/virtlet/virtlet/runtime/image/registry"
 )
 
 const (
@@ -42,15 +45,17 @@ func (r reference) String() string {
 	return r.repo + ":" + r.tag
 }
 
-// names are the forms under which the same image may have been recorded: people and proxies add or drop the prefix.
+// names are the forms under which the image may have been recorded: a file of this host by the name as it is, an image
+// from a registry by the name in full.
 func (r reference) names() []string {
-	other := r
-	if rest, ok := strings.CutPrefix(r.repo, prefix); ok {
-		other.repo = rest
-	} else {
-		other.repo = prefix + r.repo
+	full := r
+	if strings.HasPrefix(r.repo, prefix) || literal(r.repo) {
+		return []string{r.String()}
 	}
-	return []string{r.String(), other.String()}
+	if name, err := registry.Normalize(r.String()); err == nil {
+		full.repo = name.Repo()
+	}
+	return []string{r.String(), full.String()}
 }
 
 // CheckName tells what is wrong with a name that stands in a configuration. It must hold no credentials: they would lie
@@ -174,18 +179,35 @@ func (r *reference) checkRepo(name string) error {
 	return nil
 }
 
-// target says where a reference's content is: exactly one of url, path and local is set.
+// target says where a reference's content is: a url, a path, or a file by the name local, which gives way to the
+// registry's repository, where both are set.
 type target struct {
 	url *url.URL
+	// user has the credentials that a translation rule gives to the URL.
+	user *url.Userinfo
+	// client gets the URL; nil means the default one.
+	client *http.Client
 	// path is an absolute path that the name spells out.
 	path string
 	// local is a name without a host.
 	local string
+	// repository is a registry's, with its host.
+	repository string
 }
 
-func (r reference) target(plainHTTP func(hostPort string) bool) (target, error) {
-	bare := strings.TrimPrefix(r.repo, prefix)
-	first, _, nested := strings.Cut(bare, "/")
+// target finds out where a name leads: virtlet.cloud/NAME by the translation rules, else by https to NAME; a URL and a
+// path to themselves; any other name to a registry.
+func (s *Service) target(r reference) (target, error) {
+	bare, ours := strings.CutPrefix(r.repo, prefix)
+	if ours && s.cfg.Translations != nil {
+		to, found, err := s.cfg.Translations.Lookup(bare)
+		if err != nil {
+			return target{}, fmt.Errorf("%w %q: %w", ErrInvalidName, r, err)
+		}
+		if found {
+			return target{url: to.URL, user: to.User, client: to.Client}, nil
+		}
+	}
 	switch {
 	case isHTTP(bare):
 		u, err := url.Parse(bare)
@@ -195,28 +217,52 @@ func (r reference) target(plainHTTP func(hostPort string) bool) (target, error) 
 		return target{url: u}, nil
 	case literal(r.repo):
 		return target{path: strings.TrimPrefix(bare, "file://")}, nil
+	case ours:
+		return s.cfg.ownTarget(r, bare)
+	}
+	name, err := registry.Normalize(r.String())
+	if err != nil {
+		return target{}, err
+	}
+	to := target{repository: name.Repo()}
+	if !strings.Contains(bare, "/") {
+		to.local = bare
+	}
+	return to, nil
+}
+
+// ownTarget is that of a name behind our prefix without a rule.
+func (c *Config) ownTarget(r reference, bare string) (target, error) {
+	first, _, nested := strings.Cut(bare, "/")
+	switch {
 	case !nested:
 		return target{local: bare}, nil
 	case first != "localhost" && !strings.ContainsAny(first, ".:"):
-		return target{}, invalidName(r.repo, "%q is not a host: write %sHOST/PATH, a URL, or the name of a local image", first, prefix)
+		return target{}, invalidName(r.repo, "no translation rule fits, and %q is not a host: write a rule, or %sHOST/PATH, a URL, or the name of a local image", first, prefix)
 	}
 	u, err := url.Parse("https://" + bare)
 	if err != nil || u.Hostname() == "" {
 		return target{}, invalidName(r.repo, "https://%s is not a URL", bare)
 	}
-	if plainHTTP(u.Host) {
+	if c.plainHTTP(u.Host) {
 		u.Scheme = "http"
 	}
 	return target{url: u}, nil
 }
 
 // plainHTTP says whether a name without scheme means http at this host.
-func (c *Config) plainHTTP(hostPort string) bool {
-	host := (&url.URL{Host: hostPort}).Hostname()
-	if addr, err := netip.ParseAddr(host); err == nil && addr.IsLoopback() || host == "localhost" {
-		return true
+func (c *Config) plainHTTP(hostPort string) bool { return PlainHTTP(c.InsecureHosts)(hostPort) }
+
+// PlainHTTP makes a function that tells whether http without TLS is spoken to a "host" or "host:port": to loopback
+// addresses, and to the insecure hosts, each "host" for any port or "host:port".
+func PlainHTTP(insecure []string) func(hostPort string) bool {
+	return func(hostPort string) bool {
+		host := (&url.URL{Host: hostPort}).Hostname()
+		if addr, err := netip.ParseAddr(host); err == nil && addr.IsLoopback() || host == "localhost" {
+			return true
+		}
+		return slices.Contains(insecure, hostPort) || slices.Contains(insecure, host)
 	}
-	return slices.Contains(c.InsecureHosts, hostPort) || slices.Contains(c.InsecureHosts, host)
 }
 
 func isHTTP(s string) bool {

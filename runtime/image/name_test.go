@@ -8,24 +8,26 @@ import (
 
 func TestParse(t *testing.T) {
 	const hex = "0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef"
-	cfg := Config{InsecureHosts: []string{"plain.example", "ported.example:81"}}
+	s := &Service{cfg: Config{InsecureHosts: []string{"plain.example", "ported.example:81"}}}
 	for _, c := range []struct {
 		name, canonical, source string
 	}{
-		{"img.example/dir/cirros.qcow2", "img.example/dir/cirros.qcow2:latest", "https://img.example/dir/cirros.qcow2"},
-		{"img.example/cirros:v1", "img.example/cirros:v1", "https://img.example/cirros"},
-		{"img.example:8443/cirros:latest", "img.example:8443/cirros:latest", "https://img.example:8443/cirros"},
+		{"img.example/dir/cirros.qcow2", "img.example/dir/cirros.qcow2:latest", "registry img.example/dir/cirros.qcow2"},
+		{"img.example/cirros:v1", "img.example/cirros:v1", "registry img.example/cirros"},
+		{"img.example:8443/cirros:latest", "img.example:8443/cirros:latest", "registry img.example:8443/cirros"},
+		{"127.0.0.1:5000/x@sha256:" + hex, "127.0.0.1:5000/x@sha256:" + hex, "registry 127.0.0.1:5000/x"},
+		{"library/cirros", "library/cirros:latest", "registry docker.io/library/cirros"},
 		{"virtlet.cloud/img.example/cirros", "virtlet.cloud/img.example/cirros:latest", "https://img.example/cirros"},
-		{"img.example/c@sha256:" + hex, "img.example/c@sha256:" + hex, "https://img.example/c"},
-		{"img.example/c:v1@sha256:" + hex, "img.example/c@sha256:" + hex, "https://img.example/c"},
-		{"127.0.0.1:8080/test.qcow2", "127.0.0.1:8080/test.qcow2:latest", "http://127.0.0.1:8080/test.qcow2"},
+		{"virtlet.cloud/img.example/c@sha256:" + hex, "virtlet.cloud/img.example/c@sha256:" + hex, "https://img.example/c"},
+		{"virtlet.cloud/img.example/c:v1@sha256:" + hex, "virtlet.cloud/img.example/c@sha256:" + hex, "https://img.example/c"},
+		{"virtlet.cloud/127.0.0.1:8080/test.qcow2", "virtlet.cloud/127.0.0.1:8080/test.qcow2:latest", "http://127.0.0.1:8080/test.qcow2"},
 		{"virtlet.cloud/127.0.0.1:8080/test.qcow2:latest", "virtlet.cloud/127.0.0.1:8080/test.qcow2:latest", "http://127.0.0.1:8080/test.qcow2"},
-		{"[::1]:8080/x", "[::1]:8080/x:latest", "http://[::1]:8080/x"},
-		{"localhost/x", "localhost/x:latest", "http://localhost/x"},
-		{"localhost:80/x", "localhost:80/x:latest", "http://localhost:80/x"},
-		{"plain.example:99/x", "plain.example:99/x:latest", "http://plain.example:99/x"},
-		{"ported.example:81/x", "ported.example:81/x:latest", "http://ported.example:81/x"},
-		{"ported.example:82/x", "ported.example:82/x:latest", "https://ported.example:82/x"},
+		{"virtlet.cloud/[::1]:8080/x", "virtlet.cloud/[::1]:8080/x:latest", "http://[::1]:8080/x"},
+		{"virtlet.cloud/localhost/x", "virtlet.cloud/localhost/x:latest", "http://localhost/x"},
+		{"virtlet.cloud/localhost:80/x", "virtlet.cloud/localhost:80/x:latest", "http://localhost:80/x"},
+		{"virtlet.cloud/plain.example:99/x", "virtlet.cloud/plain.example:99/x:latest", "http://plain.example:99/x"},
+		{"virtlet.cloud/ported.example:81/x", "virtlet.cloud/ported.example:81/x:latest", "http://ported.example:81/x"},
+		{"virtlet.cloud/ported.example:82/x", "virtlet.cloud/ported.example:82/x:latest", "https://ported.example:82/x"},
 		{"http://img.example/x", "http://img.example/x:latest", "http://img.example/x"},
 		{"https://127.0.0.1/x:latest", "https://127.0.0.1/x:latest", "https://127.0.0.1/x"},
 		{"https://img.example/x:v1", "https://img.example/x:v1:latest", "https://img.example/x:v1"},
@@ -36,24 +38,28 @@ func TestParse(t *testing.T) {
 		{"/images/a.qcow2", "/images/a.qcow2:latest", "path /images/a.qcow2"},
 		{"/images/a:b.qcow2:latest", "/images/a:b.qcow2:latest", "path /images/a:b.qcow2"},
 		{"file:///images/a.qcow2", "file:///images/a.qcow2:latest", "path /images/a.qcow2"},
-		{"cirros", "cirros:latest", "local cirros"},
+		{"cirros", "cirros:latest", "local cirros or registry docker.io/library/cirros"},
 		{"virtlet.cloud/cirros:v1", "virtlet.cloud/cirros:v1", "local cirros"},
-		{"cirros@sha256:" + hex, "cirros@sha256:" + hex, "local cirros"},
+		{"cirros@sha256:" + hex, "cirros@sha256:" + hex, "local cirros or registry docker.io/library/cirros"},
 	} {
 		ref, err := parse(c.name)
 		if err != nil {
 			t.Errorf("%s: %v", c.name, err)
 			continue
 		}
-		to, err := ref.target(cfg.plainHTTP)
+		to, err := s.target(ref)
 		source := ""
 		switch {
 		case to.url != nil:
 			source = to.url.String()
 		case to.path != "":
 			source = "path " + to.path
+		case to.local != "" && to.repository != "":
+			source = "local " + to.local + " or registry " + to.repository
 		case to.local != "":
 			source = "local " + to.local
+		case to.repository != "":
+			source = "registry " + to.repository
 		}
 		if ref.String() != c.canonical || source != c.source || err != nil {
 			t.Errorf("%s: is %s from %s (%v), not %s from %s", c.name, ref, source, err, c.canonical, c.source)
@@ -95,12 +101,12 @@ func TestParseRefuses(t *testing.T) {
 		"https://me:12/pw@img.example/x": "%2F",
 		"https://img.example/a@b":        "%40",
 		"virtlet.cloud/virtlet.cloud/x":  "once",
-		"library/cirros":                 "host",
+		"img.example/Upper":              "small letters",
 		"virtlet.cloud/some/cirros:1":    "host",
 	} {
 		ref, err := parse(name)
 		if err == nil {
-			_, err = ref.target(new(Config).plainHTTP)
+			_, err = new(Service).target(ref)
 		}
 		if !errors.Is(err, ErrInvalidName) || !strings.Contains(err.Error(), says) {
 			t.Errorf("%q: error is %v and should speak of %q", name, err, says)

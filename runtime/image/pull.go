@@ -1,24 +1,21 @@
 package image
 
 import (
+	"cmp"
 	"context"
 	"crypto/sha256"
 	"errors"
 	"fmt"
 	"slices"
 	"time"
+
+	"github.com/sirupsen/logrus"
+
+	"github.com/virtlet/virtlet/runtime/image/registry"
+	"github.com/virtlet/virtlet/runtime/image/source"
 )
 
 var errStopping = fmt.Errorf("%w: the daemon is stopping", ErrUnavailable)
-
-// flight is one pull under way. It goes on while anyone waits for it.
-type flight struct {
-	waiters int
-	cancel  context.CancelCauseFunc
-	done    chan struct{} // closed when img and err are set and nothing of the pull is left behind
-	img     Image
-	err     error
-}
 
 // flightKey tells which pulls are the same: one name, one credential. Who has another credential must not get what
 // the first one was allowed to.
@@ -27,10 +24,10 @@ type flightKey struct {
 	credential [sha256.Size]byte
 }
 
-// Pull brings the image of that name onto the node and returns it. A name with a tag is fetched each time, since its
-// content may have changed; one with a digest only when the node lacks it. Callers that want the same name at the
-// same time share one download, which ends when the last of them stops waiting; then nothing of it is left when Pull
-// returns. A refused image leaves nothing either.
+// Pull brings the image of that name onto the node and returns it. The source of a name with a tag is asked each time,
+// since its content may have changed; that of one with a digest only when the node lacks it. Callers that want the same
+// content at the same time share one download, which ends when the last of them stops waiting. What has come by then
+// stays for a while if the source can go on from there. A refused image leaves nothing.
 func (s *Service) Pull(ctx context.Context, name string, auth *Auth) (Image, error) {
 	ref, err := parse(name)
 	if err != nil {
@@ -39,175 +36,186 @@ func (s *Service) Pull(ctx context.Context, name string, auth *Auth) (Image, err
 	if err := ctx.Err(); err != nil {
 		return Image{}, fmt.Errorf("pulling image %s: %w", ref, err)
 	}
-	to, err := ref.target(s.cfg.plainHTTP)
+	to, err := s.target(ref)
 	if err != nil {
 		return Image{}, err
 	}
-	if img, err := s.Status(ref.String()); err == nil && ref.digest != "" && slices.Contains(img.Digests, ref.String()) {
+	if img, err := s.Status(ref.String()); err == nil && ref.digest != "" && slices.ContainsFunc(ref.names(), func(n string) bool { return slices.Contains(img.Digests, n) }) {
 		return img, nil
 	}
-	f, key, err := s.join(ctx, ref, to, auth)
-	if err != nil {
-		return Image{}, err
-	}
-	select {
-	case <-f.done:
-	case <-ctx.Done():
-		if s.leave(f, key) {
-			<-f.done // until its leftovers are gone
-		}
-		return Image{}, fmt.Errorf("pulling image %s: %w", ref, ctx.Err())
-	}
-	if f.err != nil {
-		return Image{}, fmt.Errorf("pulling image %s: %w", ref, f.err)
-	}
-	return f.img.clone(), nil
-}
-
-// join takes part in the flight of that key, or starts one.
-func (s *Service) join(ctx context.Context, ref reference, to target, auth *Auth) (*flight, flightKey, error) {
 	key := flightKey{name: ref.String()}
 	if auth != nil || ref.user != nil {
 		key.credential = sha256.Sum256(fmt.Appendf(nil, "%q %q", credentialFields(auth), ref.user.String()))
 	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.closed {
-		return nil, key, fmt.Errorf("pulling image %s: %w", ref, errStopping)
-	}
-	f, ok := s.flights[key]
-	if !ok {
-		fctx, cancel := context.WithCancelCause(context.WithoutCancel(ctx))
-		f = &flight{cancel: cancel, done: make(chan struct{})}
-		s.flights[key] = f
-		s.running.Go(func() {
-			defer cancel(nil)
-			f.img, f.err = s.pull(fctx, ref, to, auth)
-			s.mu.Lock()
-			if s.flights[key] == f {
-				delete(s.flights, key)
+	img, release, err := s.flights.do(ctx, key, func(ctx context.Context) (Image, error) {
+		return s.observed(ctx, key, func(ctx context.Context, r *Report) (Image, error) {
+			p, err := s.resolve(ctx, ref, to, auth)
+			if err != nil {
+				return Image{}, err
 			}
-			s.mu.Unlock()
-			close(f.done)
+			return s.obtain(ctx, key, p, r)
 		})
+	})
+	if err != nil {
+		return Image{}, fmt.Errorf("pulling image %s: %w", ref, err)
 	}
-	f.waiters++
-	return f, key, nil
+	release()
+	return img.clone(), nil
 }
 
 func credentialFields(a *Auth) []string {
 	if a == nil {
 		return nil
 	}
-	return []string{a.Username, a.Password, a.Auth, a.ServerAddress, a.RegistryToken}
+	return []string{a.Username, a.Password, a.Auth, a.IdentityToken, a.ServerAddress, a.RegistryToken}
 }
 
-// leave stops waiting, and tells whether that ended the flight. Who comes then starts a new one.
-func (s *Service) leave(f *flight, key flightKey) (last bool) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	f.waiters--
-	if f.waiters > 0 {
-		return false
-	}
-	f.cancel(nil)
-	if s.flights[key] == f {
-		delete(s.flights, key)
-	}
-	return true
-}
-
-// pull fetches, verifies and records.
-func (s *Service) pull(ctx context.Context, ref reference, to target, auth *Auth) (Image, error) {
-	p, from, err := s.fetch(ctx, ref, to, auth)
+// Import makes a file of this host, plain or compressed, an image of that name. The file stays as it is. A name with a
+// digest holds the file to it.
+func (s *Service) Import(ctx context.Context, path, name string) (Image, error) {
+	ref, err := parse(name)
 	if err != nil {
 		return Image{}, err
 	}
-	defer p.discard()
-	if id := p.id(); ref.digest != "" && id != ref.digest {
-		return Image{}, fmt.Errorf("%w: %s should be %s and is %s: the content at the source has changed", ErrDigestMismatch, from, ref.digest, id)
+	if ref.user != nil {
+		return Image{}, invalidName(ref.String(), "it must hold no credentials")
 	}
-	if err := p.protect(); err != nil {
-		return Image{}, fmt.Errorf("storing %s: %w", from, err)
-	}
-	info, err := s.cfg.Inspector.Inspect(ctx, p.file.Name())
+	f, err := openAny(path)
+	p, err := filePlace(ref, f, err)
 	if err != nil {
-		return Image{}, fmt.Errorf("inspecting what %s holds: %w", from, err)
+		return Image{}, fmt.Errorf("importing image %s: %w", ref, err)
 	}
-	if err := p.sync(); err != nil {
-		return Image{}, fmt.Errorf("storing %s: %w", from, err)
+	key := flightKey{name: ref.String(), credential: sha256.Sum256([]byte(p.origins[0].key))}
+	img, release, err := s.flights.do(ctx, key, func(ctx context.Context) (Image, error) {
+		return s.observed(ctx, key, func(ctx context.Context, r *Report) (Image, error) {
+			return s.obtain(ctx, key, p, r)
+		})
+	})
+	if err != nil {
+		return Image{}, fmt.Errorf("importing image %s: %w", ref, err)
 	}
-	img := Image{
-		ID: p.id(), Size: p.size, Format: info.Format, VirtualSize: info.VirtualSize, Source: from, PulledAt: time.Now().UTC(),
-		Digests: []string{reference{repo: ref.repo, digest: p.id()}.String()},
-	}
-	if ref.tag != "" {
-		img.Tags = []string{ref.String()}
-	}
-	return s.commit(ctx, img, p)
+	release()
+	return img.clone(), nil
 }
 
-// fetch downloads into a part.
-func (s *Service) fetch(ctx context.Context, ref reference, to target, auth *Auth) (_ *part, from string, err error) {
-	src, err := s.open(ctx, ref, to, auth)
-	if err != nil {
-		return nil, "", err
-	}
-	defer src.Close()
-	if src.size > s.cfg.MaxBytes {
-		return nil, "", fmt.Errorf("%w: %s has %d bytes and the configuration allows %d", ErrTooLarge, src.from, src.size, s.cfg.MaxBytes)
-	}
-	if src.size > 0 {
-		if err := s.contents.room(src.size); err != nil {
-			return nil, "", fmt.Errorf("storing %s: %w", src.from, err)
-		}
-	}
-	p, err := s.contents.newPart()
-	if err != nil {
-		return nil, "", fmt.Errorf("storing %s: %w", src.from, err)
-	}
-	if err := p.fill(ctx, src, s.cfg.MaxBytes); err != nil {
-		p.discard()
-		if own := (*storeError)(nil); errors.As(err, &own) || errors.Is(err, ErrTooLarge) {
-			err = fmt.Errorf("storing %s: %w", src.from, err)
-		}
-		return nil, "", err
-	}
-	return p, src.from, nil
+// Report is what came of one pull or import.
+type Report struct {
+	Image string
+	// Kind of the source: "http", "registry" or "file"; empty when the name led nowhere.
+	Kind string
+	Err  error
+	// Bytes that were downloaded, and that were here from an earlier attempt.
+	Bytes, Resumed int64
+	Took           time.Duration
 }
 
-// commit gives a verified part its place and its names. The record comes first, as one to be collected, so that a
-// crash before the end leaves nothing that nobody knows of.
-func (s *Service) commit(ctx context.Context, img Image, p *part) (Image, error) {
+// observed runs a pull, and tells how it goes and ends.
+func (s *Service) observed(ctx context.Context, key flightKey, pull func(context.Context, *Report) (Image, error)) (Image, error) {
+	r := Report{Image: key.name}
+	begin := time.Now()
+	log := s.cfg.Log.WithField("image", key.name)
+	s.board.post(key, Progress{Image: key.name, Stage: Resolving, Total: -1})
+	img, err := pull(ctx, &r)
+	last := s.board.state(key)
+	if r.Err, r.Took = err, time.Since(begin); err != nil {
+		last.Stage, last.Fault = Failed, err.Error()
+	} else {
+		last.Stage, last.Fault, last.ID = Done, "", img.ID
+		log.WithFields(logrus.Fields{
+			"id": img.ID, "bytes": r.Bytes, "resumed": r.Resumed, "took": r.Took.Round(time.Millisecond).String(),
+		}).Info("image is here")
+	}
+	s.board.post(key, last)
+	if s.cfg.Pulled != nil {
+		s.cfg.Pulled(r)
+	}
+	return img, err
+}
+
+// obtain brings a place's content into the store and gives it its names.
+func (s *Service) obtain(ctx context.Context, key flightKey, p place, r *Report) (Image, error) {
+	var above registry.Search
+	for _, o := range p.origins {
+		if r.Kind = o.kind; o.tar {
+			o.search = &above
+		}
+		img, err := s.take(ctx, key, p, o, r)
+		none := (*noDiskError)(nil)
+		if !errors.As(err, &none) {
+			return img, err
+		}
+		if above = none.search; above.Hidden() {
+			break
+		}
+		// It may be in a layer below.
+	}
+	return Image{}, p.disk.NoDisk()
+}
+
+// take brings an origin's content into the store and gives it its names.
+func (s *Service) take(ctx context.Context, key flightKey, p place, o origin, r *Report) (Image, error) {
+	if got, ok := s.served(o); ok {
+		defer s.giveBack(got.id)
+		return s.name(ctx, p, o, got)
+	}
+	o.unless = s.validator(o.key)
+	m := s.meter(o, key.name)
+	s.board.follow(key, m)
+	got, release, err := s.transfers.do(ctx, o.key, func(ctx context.Context) (*placed, error) {
+		defer s.board.drop(o)
+		return (&transfer{s: s, from: o, meter: s.meter(o, key.name)}).run(ctx)
+	})
+	if errors.Is(err, source.ErrNotModified) {
+		return s.unchanged(ctx, key, p, o, r)
+	}
+	if err != nil {
+		if !s.transfers.has(o.key) {
+			s.board.drop(o) // it has not even begun
+		}
+		return Image{}, err
+	}
+	defer release()
+	if !got.counted.Swap(true) {
+		r.Bytes, r.Resumed = got.bytes, got.resumed
+	}
+	return s.name(ctx, p, o, got)
+}
+
+// unchanged names the content that the store has of an origin whose source says that it is still the same.
+func (s *Service) unchanged(ctx context.Context, key flightKey, p place, o origin, r *Report) (Image, error) {
+	got, ok := s.validated(o)
+	if !ok {
+		// It was removed meanwhile, so there is no validator any more.
+		return s.take(ctx, key, p, o, r)
+	}
+	defer s.giveBack(got.id)
+	return s.name(ctx, p, o, got)
+}
+
+// name gives placed content, which is held, its names.
+func (s *Service) name(ctx context.Context, p place, o origin, got *placed) (Image, error) {
 	s.changing.Lock()
 	defer s.changing.Unlock()
 	if err := context.Cause(ctx); err != nil {
 		return Image{}, err
 	}
-	old, known := s.record(img.ID)
-	if !known {
-		old = img.clone()
-		old.Tags, old.Digests, old.Removed = nil, nil, true
-		if err := s.update([]Image{old}, nil); err != nil {
-			return Image{}, err
-		}
+	img, found := s.record(got.id)
+	if !found {
+		return Image{}, fmt.Errorf("image %s went away while it was being named", got.id)
 	}
-	if !s.contents.whole(img.ID, img.Size) {
-		if err := p.install(s.contents); err != nil {
-			return Image{}, errors.Join(err, s.collect(img.ID))
-		}
+	if img.Removed {
+		img.Tags, img.Digests, img.Removed = nil, nil, false
 	}
-	if !old.Removed {
-		img.Tags = union(old.Tags, img.Tags)
-		img.Digests = union(old.Digests, img.Digests)
+	img.Source, img.PulledAt = o.from, time.Now().UTC()
+	digest := cmp.Or(p.digest, p.ref.digest, got.sent, got.id)
+	img.Digests = union(img.Digests, []string{reference{repo: p.ref.repo, digest: digest}.String()})
+	if p.ref.tag != "" {
+		img.Tags = union(img.Tags, []string{p.ref.String()})
 	}
 	if err := s.update(append(s.untag(img), img), nil); err != nil {
-		if old.Removed {
-			err = errors.Join(err, s.collect(img.ID))
-		}
 		return Image{}, err
 	}
-	img, _ = s.record(img.ID)
+	img, _ = s.record(got.id)
 	return img, nil
 }
 

@@ -18,11 +18,11 @@ func TestPull(t *testing.T) {
 	srv := newServer(t)
 	srv.serve("/c.qcow2", content)
 	ts := newService(t)
-	img := ts.pull(srv.host() + "/c.qcow2")
+	img := ts.pull(srv.image() + "/c.qcow2")
 
 	want := Image{
 		ID: idOf(content), Size: 700 << 10, Format: "qcow2", VirtualSize: 7000 << 10, Source: srv.URL + "/c.qcow2",
-		Tags: []string{srv.host() + "/c.qcow2:latest"}, Digests: []string{srv.host() + "/c.qcow2@" + idOf(content)},
+		Tags: []string{srv.image() + "/c.qcow2:latest"}, Digests: []string{srv.image() + "/c.qcow2@" + idOf(content)},
 		PulledAt: img.PulledAt,
 	}
 	diff(t, "image", want, img)
@@ -104,8 +104,9 @@ func TestPullFaults(t *testing.T) {
 		"stalls_in_the_body":     {"/stalls", ErrUnavailable, []string{"no byte", "300ms"}},
 		"stalls_before_any_byte": {"/silent", ErrUnavailable, []string{"no byte", "300ms"}},
 		"nobody_listens":         {"http://" + nobody + "/x", ErrUnavailable, []string{nobody, "refused"}},
-		"unknown_scheme":         {"library/x", ErrInvalidName, nil},
-		"local_unknown":          {"cirros", ErrNotFound, []string{"cirros"}},
+		"no_rule_and_no_host":    {prefix + "library/x", ErrInvalidName, []string{"no translation rule"}},
+		"local_unknown":          {prefix + "cirros", ErrNotFound, []string{"cirros"}},
+		"no_registry":            {"cirros", ErrNotFound, []string{"cirros"}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -116,7 +117,7 @@ func TestPullFaults(t *testing.T) {
 				}
 			})
 			if strings.HasPrefix(c.image, "/") {
-				c.image = srv.host() + c.image
+				c.image = srv.image() + c.image
 			}
 			_, err := ts.Pull(t.Context(), c.image, nil)
 			wantError(t, err, c.kind, c.says...)
@@ -133,7 +134,7 @@ func TestPullByDigest(t *testing.T) {
 	srv := newServer(t)
 	srv.serve("/d", content)
 	ts := newService(t)
-	name := srv.host() + "/d@" + idOf(content)
+	name := srv.image() + "/d@" + idOf(content)
 	img := ts.pull(name)
 	if img.Tags != nil {
 		t.Errorf("it got tags: %v", img.Tags)
@@ -142,7 +143,7 @@ func TestPullByDigest(t *testing.T) {
 	if n := srv.requests.Load(); n != 1 {
 		t.Errorf("%d requests for content that was there", n)
 	}
-	ts.pull(srv.host() + "/d")
+	ts.pull(srv.image() + "/d")
 	if n := srv.requests.Load(); n != 2 {
 		t.Errorf("%d requests: a tag must be fetched anew", n)
 	}
@@ -155,7 +156,7 @@ func TestPullFollowsRedirects(t *testing.T) {
 	srv.mux.Handle("/b", http.RedirectHandler(other.URL+"/c", http.StatusTemporaryRedirect))
 	other.serve("/c", content)
 	ts := newService(t)
-	if img := ts.pull(srv.host() + "/a"); img.ID != idOf(content) || img.Source != srv.URL+"/a" {
+	if img := ts.pull(srv.image() + "/a"); img.ID != idOf(content) || img.Source != srv.URL+"/a" {
 		t.Errorf("got %+v", img)
 	}
 	t.Run("never_from_https_to_foreign_http", func(t *testing.T) {
@@ -192,7 +193,7 @@ func TestPullCredentials(t *testing.T) {
 	srv.mux.Handle("/none", guarded(""))
 	srv.mux.Handle("/away", http.RedirectHandler(strings.Replace(other.URL, "127.0.0.1", "localhost", 1)+"/none", http.StatusFound))
 	other.mux.Handle("/none", guarded(""))
-	host := srv.host()
+	host := srv.image()
 	for name, c := range map[string]struct {
 		image string
 		auth  *Auth
@@ -201,11 +202,11 @@ func TestPullCredentials(t *testing.T) {
 		"user_and_password":       {host + "/basic", &Auth{Username: "me", Password: "secret"}, nil},
 		"auth_field":              {host + "/basic", &Auth{Auth: "bWU6c2VjcmV0"}, nil},
 		"auth_field_broken":       {host + "/basic", &Auth{Auth: "secret!"}, ErrUnauthorized},
-		"in_the_url":              {"http://me:secret@" + host + "/basic", nil, nil},
-		"wrong_in_the_url":        {"http://me:secret2@" + host + "/basic", nil, ErrUnauthorized},
+		"in_the_url":              {"http://me:secret@" + srv.host() + "/basic", nil, nil},
+		"wrong_in_the_url":        {"http://me:secret2@" + srv.host() + "/basic", nil, ErrUnauthorized},
 		"registry_token":          {host + "/bearer", &Auth{RegistryToken: "secret"}, nil},
 		"anonymous":               {host + "/basic", nil, ErrUnauthorized},
-		"for_this_server":         {host + "/basic", &Auth{Username: "me", Password: "secret", ServerAddress: "http://" + host + "/v1/"}, nil},
+		"for_this_server":         {host + "/basic", &Auth{Username: "me", Password: "secret", ServerAddress: srv.URL + "/v1/"}, nil},
 		"for_another_server_only": {host + "/none", &Auth{Username: "me", Password: "secret", ServerAddress: "img.example"}, nil},
 		"not_sent_after_redirect": {host + "/away", &Auth{Username: "me", Password: "secret"}, nil},
 	} {

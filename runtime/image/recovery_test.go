@@ -1,11 +1,13 @@
 package image
 
 import (
+	"context"
 	"errors"
 	"net/http"
 	"os"
 	"path/filepath"
 	"strconv"
+	"strings"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -16,7 +18,7 @@ func TestOpen(t *testing.T) {
 	id := idOf(content)
 	srv := newServer(t)
 	srv.serve("/a", content)
-	name := srv.host() + "/a"
+	name := srv.image() + "/a"
 	t.Run("keeps_what_was_there", func(t *testing.T) {
 		ts := newService(t)
 		img := ts.pull(name)
@@ -81,7 +83,7 @@ func TestStoreFails(t *testing.T) {
 	content := fakeDisk("s", 5000)
 	srv := newServer(t)
 	srv.serve("/a", content)
-	name := srv.host() + "/a"
+	name := srv.image() + "/a"
 	for step := 1; step <= 2; step++ {
 		ts := newService(t)
 		ts.store.failAt = step
@@ -132,6 +134,47 @@ func TestCrash(t *testing.T) {
 	}
 }
 
+// flat makes another form of every image.
+type flat struct{}
+
+func (flat) Flatten(_ context.Context, _ string, info Info, out string) error {
+	return os.WriteFile(out, make([]byte, info.VirtualSize), 0o600)
+}
+
+// TestFormIsKept: what machines' disks lie on never changes its form, whatever the configuration says later.
+func TestFormIsKept(t *testing.T) {
+	content := fakeDisk("form", 5000)
+	srv := newServer(t)
+	srv.serve("/a", content)
+	name := srv.image() + "/a"
+	ts := newService(t)
+	img := ts.pull(name)
+	again := openService(t, ts.cfg.Root, ts.store, func(c *Config) { c.Flattener = flat{} })
+	pulled := again.pull(name)
+	pulled.PulledAt = img.PulledAt
+	diff(t, "image", img, pulled)
+	again.wantContents(img.ID)
+
+	must(t, os.Truncate(again.contents.path(img.ID), 10))
+	again.inUse.Store(img.ID, true)
+	_, err := again.Pull(t.Context(), name, nil)
+	if err == nil || !strings.Contains(err.Error(), "image-flatten") {
+		t.Errorf("a machine's disk changed its form: %v", err)
+	}
+	same := openService(t, ts.cfg.Root, ts.store)
+	same.inUse.Store(img.ID, true)
+	same.pull(name)
+	if got, _ := os.ReadFile(same.contents.path(img.ID)); idOf(got) != img.ID {
+		t.Error("the damaged file was not replaced")
+	}
+	same.inUse.Delete(img.ID)
+	must(t, os.Truncate(same.contents.path(img.ID), 10))
+	free := openService(t, ts.cfg.Root, ts.store, func(c *Config) { c.Flattener = flat{} })
+	if img := free.pull(name); img.Format != "raw" || img.Size != img.VirtualSize {
+		t.Errorf("got %+v", img)
+	}
+}
+
 // tinyFS mounts a file system of 1 MiB.
 func tinyFS(t *testing.T) string {
 	t.Helper()
@@ -157,8 +200,8 @@ func TestDiskFull(t *testing.T) {
 	})
 	for _, path := range []string{"/declared", "/undeclared"} {
 		ts := openService(t, tinyFS(t), &memStore{})
-		_, err := ts.Pull(t.Context(), srv.host()+path, nil)
-		wantError(t, err, ErrNoSpace, "storing", srv.host()+path)
+		_, err := ts.Pull(t.Context(), srv.image()+path, nil)
+		wantError(t, err, ErrNoSpace, "storing", srv.image()+path)
 		ts.wantNothing()
 	}
 }
@@ -171,7 +214,7 @@ func TestFsInfo(t *testing.T) {
 	ts := openService(t, filepath.Join(fs, "images"), &memStore{})
 	before, err := ts.FsInfo()
 	must(t, err)
-	ts.pull(srv.host() + "/a")
+	ts.pull(srv.image() + "/a")
 	after, err := ts.FsInfo()
 	must(t, err)
 	if after.Mountpoint != fs {

@@ -10,8 +10,11 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"time"
 
 	"github.com/sirupsen/logrus"
+
+	"github.com/virtlet/virtlet/runtime/image/translate"
 )
 
 // Service is the node's store of images. All methods may be called from any goroutine; those that only read answer
@@ -20,7 +23,13 @@ type Service struct {
 	cfg      Config
 	contents contents
 	client   *http.Client
-	running  sync.WaitGroup
+	board    board
+	// flights are the pulls under way, transfers the downloads that they wait for, by origin. slots bounds these.
+	flights   group[flightKey, Image]
+	transfers group[string, *placed]
+	slots     chan struct{}
+	// parts is held while parts are opened or swept.
+	parts sync.Mutex
 
 	// changing is held while content and records change together. It is taken before mu.
 	changing sync.Mutex
@@ -28,11 +37,10 @@ type Service struct {
 	mu      sync.RWMutex
 	images  map[string]Image // by id, Removed ones included; values are never changed in place
 	held    map[string]int   // by id, how many leases there are
-	flights map[flightKey]*flight
-	closed  bool
+	sweeper *time.Timer      // removes parts that nobody resumes
 }
 
-// Open prepares the store: leftovers of interrupted pulls go, and records whose content is lost are forgotten, so
+// Open prepares the store: what interrupted pulls have left goes, unless it can be resumed, and records whose content is lost are forgotten, so
 // that kubelet pulls again. Content that no record knows stays: the database may be a new one while machines run.
 func Open(cfg Config) (*Service, error) {
 	if cfg.MaxBytes <= 0 {
@@ -41,15 +49,20 @@ func Open(cfg Config) (*Service, error) {
 	if cfg.StallTimeout <= 0 {
 		cfg.StallTimeout = DefaultStallTimeout
 	}
+	if cfg.MaxPulls <= 0 {
+		cfg.MaxPulls = DefaultMaxPulls
+	}
+	cfg.Retry = cfg.Retry.orDefault()
 	if cfg.Log == nil {
 		silent := logrus.New()
 		silent.SetOutput(io.Discard)
 		cfg.Log = silent
 	}
 	s := &Service{
-		cfg: cfg, contents: contents{root: cfg.Root}, client: newHTTPClient(&cfg),
-		images: map[string]Image{}, held: map[string]int{}, flights: map[flightKey]*flight{},
+		cfg: cfg, contents: contents{root: cfg.Root}, client: defaultClient(&cfg),
+		slots: make(chan struct{}, cfg.MaxPulls), images: map[string]Image{}, held: map[string]int{},
 	}
+	s.transfers.dispose = func(p *placed) { s.giveBack(p.id) }
 	if err := s.contents.prepare(); err != nil {
 		return nil, fmt.Errorf("preparing image store %s: %w", cfg.Root, err)
 	}
@@ -66,7 +79,16 @@ func Open(cfg Config) (*Service, error) {
 	if err := s.reconcile(); err != nil {
 		return nil, fmt.Errorf("opening image store %s: %w", cfg.Root, err)
 	}
+	s.sweepLater()
 	return s, nil
+}
+
+// defaultClient gets what no translation rule has a transport for.
+func defaultClient(c *Config) *http.Client {
+	if c.Translations != nil {
+		return c.Translations.DefaultClient()
+	}
+	return translate.NewClient(translate.Profile{}, translate.Defaults{Proxy: c.Proxy, PlainHTTP: c.plainHTTP})
 }
 
 // reconcile holds the records against the files.
@@ -104,13 +126,13 @@ func (s *Service) reconcile() error {
 
 // Close ends the pulls under way, waits until they have cleaned up, and refuses new ones.
 func (s *Service) Close() {
+	s.flights.close(errStopping)
+	s.transfers.close(errStopping)
 	s.mu.Lock()
-	s.closed = true
-	for _, f := range s.flights {
-		f.cancel(errStopping)
+	if s.sweeper != nil {
+		s.sweeper.Stop()
 	}
 	s.mu.Unlock()
-	s.running.Wait()
 	s.client.CloseIdleConnections()
 }
 

@@ -19,16 +19,16 @@ func TestNames(t *testing.T) {
 	srv.serve("/b", one)
 	current := one
 	srv.mux.HandleFunc("/moving", func(w http.ResponseWriter, _ *http.Request) { _, _ = w.Write(current) })
-	host := srv.host()
+	host := srv.image()
 
 	t.Run("two_names_of_one_content_are_one_image", func(t *testing.T) {
 		ts := newService(t)
-		a, b := ts.pull(host+"/a"), ts.pull("virtlet.cloud/"+host+"/b:v2")
+		a, b := ts.pull(host+"/a"), ts.pull(host+"/b:v2")
 		if a.ID != b.ID || len(ts.List()) != 1 {
 			t.Errorf("%d images", len(ts.List()))
 		}
-		diff(t, "tags", []string{host + "/a:latest", "virtlet.cloud/" + host + "/b:v2"}, b.Tags)
-		diff(t, "digests", []string{host + "/a@" + a.ID, "virtlet.cloud/" + host + "/b@" + a.ID}, b.Digests)
+		diff(t, "tags", []string{host + "/a:latest", host + "/b:v2"}, b.Tags)
+		diff(t, "digests", []string{host + "/a@" + a.ID, host + "/b@" + a.ID}, b.Digests)
 		ts.wantContents(a.ID)
 	})
 	t.Run("a_tag_moves_to_the_new_content", func(t *testing.T) {
@@ -48,11 +48,11 @@ func TestNames(t *testing.T) {
 	})
 	t.Run("status_by_every_kind_of_name", func(t *testing.T) {
 		ts := newService(t)
-		img, other := ts.pull("virtlet.cloud/"+host+"/a"), ts.pull("http://"+host+"/moving")
+		img, other := ts.pull(host+"/a"), ts.pull(srv.URL+"/moving")
 		hex := strings.TrimPrefix(img.ID, "sha256:")
 		for _, name := range []string{
-			img.ID, hex, hex[:12], "sha256:" + hex[:6], "virtlet.cloud/" + host + "/a", "virtlet.cloud/" + host + "/a:latest",
-			host + "/a", host + "/a:latest", host + "/a@" + img.ID, "virtlet.cloud/" + host + "/a:latest@" + img.ID,
+			img.ID, hex, hex[:12], "sha256:" + hex[:6],
+			host + "/a", host + "/a:latest", host + "/a@" + img.ID, host + "/a:latest@" + img.ID,
 		} {
 			if found, err := ts.Status(name); err != nil || found.ID != img.ID {
 				t.Errorf("%s: %v %v", name, found.ID, err)
@@ -60,7 +60,7 @@ func TestNames(t *testing.T) {
 		}
 		for _, name := range []string{
 			"", host + "/b", host + "/a:v1", host + "/a@" + other.ID, "sha256:" + strings.Repeat("0", 64), "Not A Name", "cirros",
-			"http://" + host + "/a",
+			srv.URL + "/a", srv.host() + "/a", // other sources
 		} {
 			if found, err := ts.Status(name); !errors.Is(err, ErrNotFound) {
 				t.Errorf("%s: %v %v", name, found.ID, err)
@@ -82,7 +82,7 @@ func TestNames(t *testing.T) {
 		wantError(t, err, ErrNotFound, "abc")
 	})
 	t.Run("pinned_by_configuration", func(t *testing.T) {
-		ts := newService(t, func(c *Config) { c.Pinned = []string{"virtlet.cloud/" + host + "/a"} })
+		ts := newService(t, func(c *Config) { c.Pinned = []string{host + "/a"} })
 		if !ts.pull(host+"/a").Pinned || ts.pull(host+"/moving").Pinned {
 			t.Error("the wrong image is pinned")
 		}
@@ -103,12 +103,12 @@ func TestRemove(t *testing.T) {
 	srv.serve("/a", content)
 	srv.serve("/b", content)
 	ctx := t.Context()
-	name := srv.host() + "/a"
+	name := srv.image() + "/a"
 
 	t.Run("by_one_name_removes_all", func(t *testing.T) {
 		ts := newService(t)
 		ts.pull(name)
-		ts.pull(srv.host() + "/b")
+		ts.pull(srv.image() + "/b")
 		must(t, ts.Remove(ctx, name), ts.Remove(ctx, name), ts.Remove(ctx, id), ts.Remove(ctx, "Not A Name"))
 		ts.wantNothing()
 	})
@@ -190,8 +190,8 @@ func TestRemove(t *testing.T) {
 		ts.inUse.Store(id, true)
 		before := inode(t, ts.contents.path(id))
 		must(t, ts.Remove(ctx, name))
-		img := ts.pull(srv.host() + "/b")
-		diff(t, "tags", []string{srv.host() + "/b:latest"}, img.Tags)
+		img := ts.pull(srv.image() + "/b")
+		diff(t, "tags", []string{srv.image() + "/b:latest"}, img.Tags)
 		if inode(t, ts.contents.path(id)) != before {
 			t.Error("the content that a machine uses was replaced")
 		}
@@ -206,7 +206,7 @@ func TestRemove(t *testing.T) {
 		g := srv.gate("/x", content)
 		done := make(chan error, 1)
 		go func() {
-			_, err := ts.Pull(ctx, srv.host()+"/x", nil)
+			_, err := ts.Pull(ctx, srv.image()+"/x", nil)
 			done <- err
 		}()
 		<-g.started
@@ -241,7 +241,7 @@ func TestEverythingAtOnce(t *testing.T) {
 	for i := range 4 {
 		path := fmt.Sprintf("/%d", i)
 		srv.serve(path, fakeDisk(fmt.Sprint(i%3), 20<<10)) // two names of one content
-		names = append(names, srv.host()+path)
+		names = append(names, srv.image()+path)
 	}
 	var wg sync.WaitGroup
 	for worker := range 8 {

@@ -16,6 +16,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 )
@@ -111,7 +112,7 @@ func newService(t *testing.T, change ...func(*Config)) *testService {
 func openService(t *testing.T, root string, store *memStore, change ...func(*Config)) *testService {
 	t.Helper()
 	ts := &testService{t: t, store: store}
-	cfg := Config{Root: root, Store: store, Inspector: magicInspector{}, InUse: func(id string) bool {
+	cfg := Config{Root: root, Store: store, Retry: Retry{Attempts: 3, Delay: time.Millisecond, MaxDelay: 50 * time.Millisecond}, Inspector: magicInspector{}, InUse: func(id string) bool {
 		_, used := ts.inUse.Load(id)
 		return used
 	}}
@@ -156,10 +157,14 @@ func (ts *testService) files() []string {
 func (ts *testService) wantNothing() {
 	ts.t.Helper()
 	ts.wantContents()
-	ts.mu.Lock()
-	defer ts.mu.Unlock()
-	if len(ts.flights) != 0 {
-		ts.t.Errorf("%d flights are left", len(ts.flights))
+	if flights, transfers := len(ts.flights.calls), len(ts.transfers.calls); flights+transfers != 0 {
+		ts.t.Errorf("%d flights and %d transfers are left", flights, transfers)
+	}
+	if pulls, meters := len(ts.board.pulls), len(ts.board.meters); pulls+meters != 0 {
+		ts.t.Errorf("%d pulls and %d meters are left on the board", pulls, meters)
+	}
+	if len(ts.held) != 0 {
+		ts.t.Errorf("contents are held: %v", ts.held)
 	}
 }
 
@@ -193,6 +198,9 @@ func newServer(t *testing.T) *server {
 }
 
 func (s *server) host() string { return strings.TrimPrefix(s.URL, "http://") }
+
+// image is how the names of this server's images begin.
+func (s *server) image() string { return prefix + s.host() }
 
 func (s *server) serve(path string, content []byte) {
 	s.mux.HandleFunc(path, func(w http.ResponseWriter, _ *http.Request) { _, _ = w.Write(content) })

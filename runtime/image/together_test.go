@@ -33,11 +33,11 @@ func (s *server) gate(path string, content []byte) gate {
 }
 
 func (ts *testService) waiters() int {
-	ts.mu.Lock()
-	defer ts.mu.Unlock()
+	ts.flights.mu.Lock()
+	defer ts.flights.mu.Unlock()
 	n := 0
-	for _, f := range ts.flights {
-		n += f.waiters
+	for _, f := range ts.flights.calls {
+		n += f.users
 	}
 	return n
 }
@@ -67,7 +67,7 @@ func TestPullTogether(t *testing.T) {
 		g := srv.gate("/x", content)
 		var pulls []chan error
 		for range 20 {
-			pulls = append(pulls, start(ts, t.Context(), srv.host()+"/x", nil))
+			pulls = append(pulls, start(ts, t.Context(), srv.image()+"/x", nil))
 		}
 		waitFor(t, "all pulls", func() bool { return ts.waiters() == 20 })
 		close(g.opened)
@@ -83,9 +83,9 @@ func TestPullTogether(t *testing.T) {
 		srv, ts := newServer(t), newService(t)
 		g := srv.gate("/x", content)
 		ctx, cancel := context.WithCancel(t.Context())
-		first := start(ts, ctx, srv.host()+"/x", nil)
+		first := start(ts, ctx, srv.image()+"/x", nil)
 		<-g.started
-		second := start(ts, t.Context(), srv.host()+"/x", nil)
+		second := start(ts, t.Context(), srv.image()+"/x", nil)
 		waitFor(t, "the second pull", func() bool { return ts.waiters() == 2 })
 		cancel()
 		wantError(t, <-first, context.Canceled)
@@ -97,7 +97,7 @@ func TestPullTogether(t *testing.T) {
 		srv, ts := newServer(t), newService(t)
 		g := srv.gate("/x", content)
 		ctx, cancel := context.WithCancel(t.Context())
-		first, second := start(ts, ctx, srv.host()+"/x", nil), start(ts, ctx, srv.host()+"/x", nil)
+		first, second := start(ts, ctx, srv.image()+"/x", nil), start(ts, ctx, srv.image()+"/x", nil)
 		<-g.started
 		waitFor(t, "the second pull", func() bool { return ts.waiters() == 2 })
 		cancel()
@@ -106,13 +106,13 @@ func TestPullTogether(t *testing.T) {
 		ts.wantNothing()
 		<-g.gone
 		close(g.opened)
-		ts.pull(srv.host() + "/x") // a new one starts afresh
+		ts.pull(srv.image() + "/x") // a new one starts afresh
 	})
 	t.Run("another_credential_does_not_share", func(t *testing.T) {
 		srv, ts := newServer(t), newService(t)
 		g := srv.gate("/x", content)
-		a := start(ts, t.Context(), srv.host()+"/x", nil)
-		b := start(ts, t.Context(), srv.host()+"/x", &Auth{Username: "me"})
+		a := start(ts, t.Context(), srv.image()+"/x", nil)
+		b := start(ts, t.Context(), srv.image()+"/x", &Auth{Username: "me"})
 		waitFor(t, "both requests", func() bool { return srv.requests.Load() == 2 })
 		close(g.opened)
 		must(t, <-a, <-b)
@@ -123,14 +123,14 @@ func TestPullTogether(t *testing.T) {
 		srv.gate("/x", content)
 		ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
 		defer cancel()
-		wantError(t, <-start(ts, ctx, srv.host()+"/x", nil), context.DeadlineExceeded, "/x")
+		wantError(t, <-start(ts, ctx, srv.image()+"/x", nil), context.DeadlineExceeded, "/x")
 		ts.wantNothing()
 	})
 	t.Run("deadline_passed_before", func(t *testing.T) {
 		srv, ts := newServer(t), newService(t)
 		ctx, cancel := context.WithTimeout(t.Context(), 0)
 		defer cancel()
-		wantError(t, <-start(ts, ctx, srv.host()+"/x", nil), context.DeadlineExceeded)
+		wantError(t, <-start(ts, ctx, srv.image()+"/x", nil), context.DeadlineExceeded)
 		if srv.requests.Load() != 0 {
 			t.Error("it asked the server")
 		}
@@ -138,12 +138,12 @@ func TestPullTogether(t *testing.T) {
 	t.Run("daemon_stops", func(t *testing.T) {
 		srv, ts := newServer(t), newService(t)
 		g := srv.gate("/x", content)
-		pull := start(ts, t.Context(), srv.host()+"/x", nil)
+		pull := start(ts, t.Context(), srv.image()+"/x", nil)
 		<-g.started
 		ts.Close()
 		wantError(t, <-pull, ErrUnavailable, "stopping")
 		ts.wantNothing()
-		_, err := ts.Pull(t.Context(), srv.host()+"/x", nil)
+		_, err := ts.Pull(t.Context(), srv.image()+"/x", nil)
 		wantError(t, err, ErrUnavailable, "stopping")
 	})
 }

@@ -13,6 +13,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"syscall"
 	"time"
 
@@ -41,6 +42,8 @@ type Spec struct {
 	GID uint32 `json:"gid"`
 	// Files and folders of the host, absolute, that are in the cage at the same paths, and read-only. All else is not.
 	Files []string `json:"files"`
+	// Writable files are in the cage at the same paths, and may be written. The user must be allowed to.
+	Writable []string `json:"writable,omitempty"`
 	// Devices that are made in the cage, for this user alone.
 	Devices []Device `json:"devices,omitempty"`
 	// Base is a folder of the host over which the new root is mounted, where nobody but the stage sees it.
@@ -79,7 +82,7 @@ type Limits struct {
 
 func (s Spec) validate() error {
 	var faults []error
-	for _, path := range append([]string{s.Program, s.Base}, s.Files...) {
+	for _, path := range slices.Concat([]string{s.Program, s.Base}, s.Files, s.Writable) {
 		if !filepath.IsAbs(path) || filepath.Clean(path) != path || path == "/" {
 			faults = append(faults, fmt.Errorf("%q is not a clean absolute path below the root", path))
 		}

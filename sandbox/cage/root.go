@@ -20,6 +20,9 @@ func (s Spec) changeRoot() error {
 	if err := bindAll(s.Base, append(slices.Clone(s.Files), s.Program)); err != nil {
 		return err
 	}
+	if err := bindAll(s.Base, slices.Clone(s.Writable)); err != nil {
+		return err
+	}
 	dev := filepath.Join(s.Base, "dev")
 	if err := os.MkdirAll(dev, 0o755); err != nil {
 		return err
@@ -27,6 +30,12 @@ func (s Spec) changeRoot() error {
 	readOnly := unix.MountAttr{Attr_set: unix.MOUNT_ATTR_RDONLY | unix.MOUNT_ATTR_NOSUID | unix.MOUNT_ATTR_NODEV}
 	if err := unix.MountSetattr(unix.AT_FDCWD, s.Base, unix.AT_RECURSIVE, &readOnly); err != nil {
 		return fmt.Errorf("making the new root read-only (needs Linux 5.12): %w", err)
+	}
+	for _, path := range s.Writable {
+		writable := unix.MountAttr{Attr_set: unix.MOUNT_ATTR_NOEXEC, Attr_clr: unix.MOUNT_ATTR_RDONLY}
+		if err := unix.MountSetattr(unix.AT_FDCWD, filepath.Join(s.Base, path), 0, &writable); err != nil {
+			return fmt.Errorf("making %s writable in the cage: %w", path, err)
+		}
 	}
 	if err := s.makeDevices(dev); err != nil {
 		return err

@@ -34,6 +34,14 @@ const maxToolOutput = 1 << 20
 
 // check has qemu-img follow every table of a qcow2 image, and returns its report. The image must be readable by all.
 func (i Inspector) check(ctx context.Context, image string) ([]byte, error) {
+	return i.run(ctx, cage.Spec{
+		Args: []string{"check", "--output=json", "-f", domain.QCOW2, image}, Files: []string{image},
+		Limits: cage.Limits{CPU: uint64(inspectTime / time.Second), FileSize: 1},
+	})
+}
+
+// run executes qemu-img in a cage. The specification has its arguments, files, and limits of time and of what it writes.
+func (i Inspector) run(ctx context.Context, spec cage.Spec) ([]byte, error) {
 	program, err := lookTool(i.QEMUImg, "qemu-utils")
 	if err != nil {
 		return nil, err
@@ -42,17 +50,15 @@ func (i Inspector) check(ctx context.Context, image string) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	spec := cage.Spec{
-		Program: program, Args: []string{"check", "--output=json", "-f", domain.QCOW2, image},
-		// Its messages are read in English. Its threads share one heap: a few of their own would be all the address space
-		// that it has.
-		Env: []string{"LC_ALL=C", "MALLOC_ARENA_MAX=1"},
-		UID: i.UID, GID: i.UID, Alone: true,
-		Files: slices.Concat(needs, i.files, []string{image}), Devices: []cage.Device{cage.Null, cage.Urandom}, Base: i.Dir, Profile: cage.InspectProfile,
-		// Before the daemon whose child it is, if memory is short.
-		OOMScoreAdj: 1000,
-		Limits:      cage.Limits{CPU: uint64(inspectTime / time.Second), AddressSpace: 1 << 30, FileSize: 1, OpenFiles: 64},
-	}
+	spec.Program, spec.Files = program, slices.Concat(needs, i.files, spec.Files)
+	// Its messages are read in English. Its threads share one heap: a few of their own would be all the address space
+	// that it has.
+	spec.Env = []string{"LC_ALL=C", "MALLOC_ARENA_MAX=1"}
+	spec.UID, spec.GID, spec.Alone = i.UID, i.UID, true
+	spec.Devices, spec.Base, spec.Profile = []cage.Device{cage.Null, cage.Urandom}, i.Dir, cage.InspectProfile
+	// Before the daemon whose child it is, if memory is short.
+	spec.OOMScoreAdj = 1000
+	spec.Limits.AddressSpace, spec.Limits.OpenFiles = 1<<30, 64
 	stage, err := i.Stage()
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w", ErrNoCage, err)
@@ -71,7 +77,7 @@ func (i Inspector) check(ctx context.Context, image string) ([]byte, error) {
 	if exit, ended := errors.AsType[*exec.ExitError](err); ended {
 		code = exit.ExitCode()
 	}
-	return stdout, &toolError{"check", code, tail(string(stderr)), err}
+	return stdout, &toolError{spec.Args[0], code, tail(string(stderr)), err}
 }
 
 // runCaged runs a program in a cage to its end, or to that of ctx.

@@ -1,0 +1,42 @@
+package e2e
+
+import (
+	"fmt"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/virtlet/virtlet/e2e/rig"
+)
+
+// critestNames are the names that critest's specs of images pull, each group for one disk.
+var critestNames = [][]string{
+	{"gcr.io/k8s-staging-cri-tools/test-image-latest:latest"},
+	{"gcr.io/k8s-staging-cri-tools/test-image-tag:test"},
+	{"gcr.io/k8s-staging-cri-tools/test-image-tag:all"},
+	{"gcr.io/k8s-staging-cri-tools/test-image-1:latest"},
+	{"gcr.io/k8s-staging-cri-tools/test-image-2:latest"},
+	{"gcr.io/k8s-staging-cri-tools/test-image-3:latest"},
+	{"gcr.io/k8s-staging-cri-tools/test-image-tags:1", "gcr.io/k8s-staging-cri-tools/test-image-tags:2", "gcr.io/k8s-staging-cri-tools/test-image-tags:3"},
+	{"registry.k8s.io/pause:3.9", "k8s.gcr.io/pause:3.9"},
+}
+
+// TestImageCritest runs critest's specs of images against disk images that a local registry has under the names that
+// the specs pull.
+func TestImageCritest(t *testing.T) {
+	r := hostWithoutImages(t, rig.Options{})
+	tools := must[rig.Tools](t)(rig.BuildTools(within(t, 10*time.Minute)))
+	reg := registryOn(t, r)
+	for i, names := range critestNames {
+		disk := containerDisk(t, rawDisk(byte(i), 1<<20))
+		for _, name := range names {
+			registry, path, _ := strings.Cut(name, "/")
+			repo, tag, _ := strings.Cut(path, ":")
+			reg.Push(t, repo, tag, disk)
+			hosts(t, r, registry, fmt.Sprintf("server = 'http://%s'\n", reg.Host)) // nothing else is asked
+		}
+	}
+	specs := critest(t, r, tools, r.Endpoint(), "--ginkgo.focus="+withImages.String(), "--ginkgo.skip="+bytesOfUpstream.String()+"|"+usersOfImages.String())
+	wantPassed(t, specs, withImagesCount)
+	wantEmptyStore(t, r)
+}

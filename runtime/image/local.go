@@ -1,0 +1,122 @@
+package image
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"golang.org/x/sys/unix"
+)
+
+// localFile is a file of this host that is to become an image.
+type localFile struct {
+	path string
+	// version changes with the file.
+	version string
+	open    func() (*os.File, int64, error)
+}
+
+// newLocalFile looks at a file that open opens.
+func newLocalFile(path string, open func() (*os.File, error)) (localFile, error) {
+	f := localFile{path: path, open: func() (*os.File, int64, error) {
+		file, err := open()
+		if err != nil {
+			return nil, 0, err
+		}
+		info, err := file.Stat()
+		if err == nil && !info.Mode().IsRegular() {
+			err = fmt.Errorf("%w: not a regular file", ErrRefused)
+		}
+		if err != nil {
+			return nil, 0, errors.Join(fmt.Errorf("opening local image %s: %w", path, err), file.Close())
+		}
+		return file, info.Size(), nil
+	}}
+	file, _, err := f.open()
+	if err != nil {
+		return localFile{}, err
+	}
+	defer file.Close()
+	var st unix.Stat_t
+	if err := unix.Fstat(int(file.Fd()), &st); err != nil {
+		return localFile{}, fmt.Errorf("opening local image %s: %w", path, err)
+	}
+	f.version = fmt.Sprint(st.Dev, st.Ino, st.Size, st.Mtim, st.Ctim)
+	return f, nil
+}
+
+// openPath opens a file that a name spells out, when it lies below one of the configured directories and no symbolic
+// link leads out of it.
+func (s *Service) openPath(path string) (localFile, error) {
+	for _, dir := range s.cfg.LocalDirs {
+		rel, err := filepath.Rel(dir, path)
+		if err != nil || !filepath.IsLocal(rel) {
+			continue
+		}
+		return openBelow(dir, rel)
+	}
+	return localFile{}, fmt.Errorf("%w %q: only files below the configured local directories (%s) may be imported",
+		ErrInvalidName, path, orNone(s.cfg.LocalDirs))
+}
+
+// openLocal opens what a name without a host stands for.
+func (s *Service) openLocal(name string) (localFile, error) {
+	if path, ok := s.cfg.LocalNames[name]; ok {
+		return openBelow(filepath.Dir(path), filepath.Base(path))
+	}
+	for _, dir := range s.cfg.LocalDirs {
+		for _, suffix := range []string{"", ".qcow2", ".img", ".raw"} {
+			f, err := openBelow(dir, name+suffix)
+			if !errors.Is(err, ErrNotFound) {
+				return f, err
+			}
+		}
+	}
+	return localFile{}, fmt.Errorf("%w: %q has no host, and is neither among the configured local names nor a file in the local directories (%s)",
+		ErrNotFound, name, orNone(s.cfg.LocalDirs))
+}
+
+// openBelow opens what lies below a directory, and leads nowhere else.
+func openBelow(dir, rel string) (localFile, error) {
+	return newLocalFile(filepath.Join(dir, rel), func() (*os.File, error) {
+		root, err := os.OpenRoot(dir)
+		if err != nil {
+			return nil, fmt.Errorf("opening local image directory: %w", notFound(err))
+		}
+		defer root.Close()
+		// Without O_NONBLOCK a fifo would keep us waiting for its writer.
+		f, err := root.OpenFile(rel, os.O_RDONLY|unix.O_NONBLOCK, 0)
+		if err != nil {
+			return nil, fmt.Errorf("opening local image in %s: %w", dir, notFound(err))
+		}
+		return f, nil
+	})
+}
+
+// openAny opens a file anywhere on this host.
+func openAny(path string) (localFile, error) {
+	return newLocalFile(path, func() (*os.File, error) {
+		f, err := os.OpenFile(path, os.O_RDONLY|unix.O_NONBLOCK, 0)
+		if err != nil {
+			return nil, fmt.Errorf("opening local image: %w", notFound(err))
+		}
+		return f, nil
+	})
+}
+
+func notFound(err error) error {
+	if errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("%w: %w", ErrNotFound, err)
+	}
+	return err
+}
+
+func orNone(list []string) string {
+	if len(list) == 0 {
+		return "none"
+	}
+	return strings.Join(list, ", ")
+}

@@ -1,0 +1,139 @@
+package image
+
+import (
+	"cmp"
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+
+	"github.com/virtlet/virtlet/runtime/image/registry"
+	"github.com/virtlet/virtlet/runtime/image/source"
+)
+
+// The kinds of origins.
+const (
+	kindHTTP     = "http"
+	kindRegistry = "registry"
+	kindFile     = "file"
+)
+
+// place is where a name leads: the origins of its content, in the order in which to look for the disk, and the name's
+// canonical form there.
+type place struct {
+	ref     reference
+	origins []origin
+	// disk is the registry's answer, or nil.
+	disk *registry.Disk
+	// digest is that of the registry's manifest, which a name with digest promises.
+	digest string
+}
+
+// resolve finds out where a name's content is.
+func (s *Service) resolve(ctx context.Context, ref reference, to target, auth *Auth) (place, error) {
+	switch {
+	case to.url != nil:
+		o, err := s.httpOrigin(ref, to, auth)
+		return place{ref: ref, origins: []origin{o}}, err
+	case to.path != "":
+		f, err := s.openPath(to.path)
+		return filePlace(ref, f, err)
+	case to.local != "":
+		f, err := s.openLocal(to.local)
+		if errors.Is(err, ErrNotFound) && to.repository != "" && s.cfg.Registry != nil {
+			return s.registryPlace(ctx, ref, to.repository, auth)
+		}
+		return filePlace(ref, f, err)
+	default:
+		return s.registryPlace(ctx, ref, to.repository, auth)
+	}
+}
+
+// httpOrigin is what a URL leads to. Who has other credentials, or wants another digest, has another download.
+func (s *Service) httpOrigin(ref reference, to target, auth *Auth) (origin, error) {
+	authorization, err := auth.Header(to.url, cmp.Or(ref.user, to.user))
+	if err != nil {
+		return origin{}, err
+	}
+	client := to.client
+	if client == nil {
+		client = s.client
+	}
+	header := http.Header{}
+	if authorization != "" {
+		header.Set("Authorization", authorization)
+	}
+	return origin{
+		key: keyOf(kindHTTP, to.url.String(), authorization, ref.digest), kind: kindHTTP, from: source.RedactURL(to.url), want: ref.digest, size: -1,
+		open: func(ctx context.Context, offset int64, etag, unless string) (*source.Response, error) {
+			return source.Get(ctx, source.Request{
+				Client: client, URL: to.url, Header: header.Clone(), Offset: offset, ETag: etag, Unless: unless, Stall: s.cfg.StallTimeout,
+			})
+		},
+	}, nil
+}
+
+// keyOf makes a file's name of what tells downloads apart. It shows nothing of it.
+func keyOf(parts ...string) string {
+	sum := sha256.Sum256(fmt.Appendf(nil, "%q", parts))
+	return hex.EncodeToString(sum[:])
+}
+
+// registryPlace asks a registry for a name's manifest. The layers are known by their digests, so they are the same
+// whoever asks: the registry has just shown that this caller may have them.
+func (s *Service) registryPlace(ctx context.Context, ref reference, repository string, auth *Auth) (place, error) {
+	if s.cfg.Registry == nil {
+		return place{}, fmt.Errorf("%w %q: no registry is configured", ErrInvalidName, ref)
+	}
+	ref.repo = repository
+	disk, err := s.cfg.Registry.Resolve(ctx, ref.String(), auth)
+	if err != nil {
+		return place{}, err
+	}
+	p := place{ref: ref, disk: disk, digest: disk.Digest}
+	var above []string
+	for _, layer := range disk.Layers {
+		p.origins = append(p.origins, layerOrigin(disk, layer, above))
+		above = append(above, layer.Digest)
+	}
+	return p, nil
+}
+
+// layerOrigin is a layer's. What it means depends on those above it, so these belong to its key.
+func layerOrigin(disk *registry.Disk, layer *registry.Layer, above []string) origin {
+	return origin{
+		key: keyOf(append([]string{kindRegistry, layer.Digest}, above...)...), kind: kindRegistry, from: disk.From, digest: layer.Digest, size: layer.Size, tar: layer.Tar,
+		open: func(ctx context.Context, offset int64, _, _ string) (*source.Response, error) {
+			return layer.Open(ctx, offset)
+		},
+	}
+}
+
+func filePlace(ref reference, f localFile, err error) (place, error) {
+	if err != nil {
+		return place{}, err
+	}
+	o := f.origin()
+	o.want = ref.digest
+	return place{ref: ref, origins: []origin{o}}, nil
+}
+
+// origin's key is the file as it is now; once it has changed it is another one.
+func (f localFile) origin() origin {
+	return origin{
+		key: keyOf(kindFile, f.path, f.version), kind: kindFile, from: f.path, size: -1,
+		open: func(_ context.Context, offset int64, _, _ string) (*source.Response, error) {
+			file, size, err := f.open()
+			if err != nil {
+				return nil, err
+			}
+			if _, err := file.Seek(offset, io.SeekStart); err != nil {
+				return nil, errors.Join(fmt.Errorf("reading %s: %w", f.path, err), file.Close())
+			}
+			return &source.Response{ReadCloser: file, From: f.path, Offset: offset, Size: size}, nil
+		},
+	}
+}
