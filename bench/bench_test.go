@@ -22,21 +22,21 @@ import (
 
 // repeats are how often things are measured. At least 10 for what goes on record; -short tries the benchmarks out.
 type repeats struct {
-	boots, sandboxes, lists, listCalls, pods, vms, windows, pulls int
-	proxied, proxiedCalls                                         int // pods behind criproxy
-	imageBytes                                                    int64
-	window                                                        time.Duration
+	boots, memories, sandboxes, lists, listCalls, pods, vms, windows, pulls int
+	proxied, proxiedCalls                                                   int // pods behind criproxy
+	imageBytes                                                              int64
+	window                                                                  time.Duration
 }
 
 func howOften() repeats {
 	if testing.Short() {
 		return repeats{
-			boots: 2, sandboxes: 3, lists: 2, listCalls: 50, pods: 10, vms: 2, windows: 2, window: time.Second,
+			boots: 2, memories: 2, sandboxes: 3, lists: 2, listCalls: 50, pods: 10, vms: 2, windows: 2, window: time.Second,
 			proxied: 500, proxiedCalls: 500, pulls: 1, imageBytes: 64 << 20,
 		}
 	}
 	return repeats{
-		boots: 15, sandboxes: 30, lists: 10, listCalls: 500, pods: 200, vms: 20, windows: 10, window: 3 * time.Second,
+		boots: 15, memories: 10, sandboxes: 30, lists: 10, listCalls: 500, pods: 200, vms: 20, windows: 10, window: 3 * time.Second,
 		proxied: 500, proxiedCalls: 2000, pulls: 7, imageBytes: 1 << 30,
 	}
 }
@@ -57,6 +57,7 @@ var subjects = []struct {
 	measure func(ctx context.Context, t *testing.T, b *run) ([]Row, error)
 }{
 	{"boot", boots},
+	{"overhead", overheads},
 	{"cage", cages},
 	{"sandbox", sandboxes},
 	{"idle", idle},
@@ -106,7 +107,7 @@ func TestBench(t *testing.T) {
 }
 
 // recorded is the number of rows in a whole run.
-const recorded = 34
+const recorded = 36
 
 func newRun(ctx context.Context) (*run, error) {
 	b := &run{repeats: howOften()}

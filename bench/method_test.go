@@ -33,6 +33,9 @@ pod's bridge) is not counted. Where there is a peer, the two take turns and chan
 - **criproxy** stands before two runtimes that do nothing but serve pods from memory, in processes of their own. A call about one pod is held
   against the same call to its runtime. Lists of the node are held against the own list of the runtime with nine tenths of the pods, and,
   with half of the pods in each, against one runtime with all of them. No runtime here does any work of its own, so that each hop shows.
+- **A VM's memory beside its RAM** is the PSS of QEMU and vmwrapper without the mapping that is the guest's
+  RAM, after the guest has used nearly all that it had left. The target is what the VM's cgroup is given on top of the RAM
+  (domain.Overhead); overhead.podFixed of deploy/runtimeclass.yaml, 256 MiB, is to be no less than that.
 - **Other memory** is PSS from smaps_rollup, with guests that are up. **CPU** is the time that the kernel counted for all threads
   (sched_info) while guests are idle and nobody calls, in percent of one core.
 `

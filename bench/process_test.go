@@ -27,6 +27,32 @@ func pss(pid int) (mib float64, err error) {
 	return 0, fmt.Errorf("%s has no line Pss", path)
 }
 
+// guestRAM is how much of its guest's RAM, all in MiB, a QEMU has in use: what is resident of the mapping of that size.
+func guestRAM(pid int, ram int64) (mib float64, err error) {
+	path := fmt.Sprintf("/proc/%d/smaps", pid)
+	b, err := os.ReadFile(path)
+	if err != nil {
+		return 0, err
+	}
+	size := ""
+	for line := range strings.Lines(string(b)) {
+		switch f := strings.Fields(line); {
+		case len(f) == 3 && f[0] == "Size:":
+			size = f[1]
+		case len(f) == 3 && f[0] == "Pss:" && size == strconv.FormatInt(ram<<10, 10):
+			kib, err := strconv.ParseFloat(f[1], 64)
+			if err != nil {
+				return 0, fmt.Errorf("%s: %w", path, err)
+			}
+			mib = max(mib, kib/1024)
+		}
+	}
+	if mib == 0 {
+		return 0, fmt.Errorf("%s has no mapping of %d MiB in use", path, ram)
+	}
+	return mib, nil
+}
+
 // cpuTime is what all threads of a process have had of the CPUs, in the scheduler's own count: /proc/PID/stat counts in
 // hundredths of a second, which is more than an idle process uses in a minute.
 func cpuTime(pid int) (time.Duration, error) {

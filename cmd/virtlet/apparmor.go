@@ -19,7 +19,7 @@ func (p prober) apparmor(context.Context) []checkItem {
 		return []checkItem{ok(name, "off in this kernel; QEMU runs in its cage all the same")}
 	case errors.Is(err, cage.ErrProfileAbsent):
 		return []checkItem{warning(name, err.Error()+"; QEMU runs in its cage without it",
-			"apparmor_parser -r "+profileFile+" (`make install` puts it there), then start VMs anew")}
+			"apparmor_parser -r "+profileFile+" (`make install` puts it there; the program is in the package apparmor), then start VMs anew")}
 	case err != nil && p.euid != 0:
 		return []checkItem{warning(name, err.Error(), rerun)}
 	case err != nil:

@@ -8,6 +8,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -108,6 +109,9 @@ func TestDaemon(t *testing.T) {
 		}
 		if !strings.Contains(resp.GetInfo()["config"], conf.StateDir) {
 			t.Errorf("info %v", resp.GetInfo())
+		}
+		if got := resp.GetInfo()["apparmor"]; got != strconv.Quote(appArmorState()) {
+			t.Errorf("AppArmor is told as %s", got)
 		}
 	})
 	t.Run("is_healthy", func(t *testing.T) {

@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"path/filepath"
@@ -320,5 +321,5 @@ func (h *host) facts(conf Config) map[string]any {
 // now is a fact that is looked up when it is asked for.
 type now func() string
 
-// MarshalText makes it a string in JSON.
-func (n now) MarshalText() ([]byte, error) { return []byte(n()), nil }
+// MarshalJSON makes it a string.
+func (n now) MarshalJSON() ([]byte, error) { return json.Marshal(n()) }
