@@ -66,6 +66,18 @@ func TestPullRegistry(t *testing.T) {
 		must(t, ts.Remove(t.Context(), img.ID))
 		ts.wantNothing()
 	})
+	t.Run("the_user_that_it_names", func(t *testing.T) {
+		r, ts := withRegistry(t)
+		plain := disk(tar("disk/d.qcow2", string(content)))
+		r.Push(t, "vm", "user", registrytest.WithUser(t, plain, "107:108"))
+		r.Push(t, "vm", "nobody", plain)
+		for _, tag := range []string{"user", "nobody", "user"} { // one content: the last pull tells
+			want := map[string]string{"user": "107:108"}[tag]
+			if img := ts.pull(r.Host + "/vm:" + tag); img.User != want {
+				t.Errorf("%s: the user is %q, want %q", tag, img.User, want)
+			}
+		}
+	})
 	t.Run("other_bytes_in_the_place_of_a_layer", func(t *testing.T) {
 		r, ts := withRegistry(t)
 		// So long that unpacking fails before the end.

@@ -83,6 +83,8 @@ type Disk struct {
 	// Layers in which the disk is to be looked for, in this order: one for an artifact; a containerDisk's from the topmost
 	// down, until Search finds it in one.
 	Layers []*Layer
+	// User is whom a containerDisk's configuration names, as "user" or "user:group"; mostly nobody.
+	User string
 	// From is the manifest's URL.
 	From string
 }
@@ -123,7 +125,7 @@ func (c *Client) Resolve(ctx context.Context, ref string, auth *source.Auth) (*D
 	if m, err = r.choose(ctx, m); err != nil {
 		return nil, err
 	}
-	if disk.Layers, err = r.layers(ctx, m); err != nil {
+	if err := disk.find(ctx, &r, m); err != nil {
 		return nil, fmt.Errorf("%s: %w", m.from, err)
 	}
 	return disk, nil
