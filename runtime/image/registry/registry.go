@@ -11,6 +11,7 @@ import (
 	"net/http"
 	"net/url"
 	"runtime"
+	"slices"
 	"sync"
 	"time"
 
@@ -103,6 +104,8 @@ type Layer struct {
 
 	name  Name
 	hosts []*endpoint
+	// served is the host that answered last.
+	served *endpoint
 }
 
 // Resolve asks the registry, or its mirrors, for what the name stands for. auth may be nil. The Disk keeps the credential
@@ -147,8 +150,16 @@ func (l *Layer) Open(ctx context.Context, offset int64) (*source.Response, error
 			_ = resp.Close()
 			return nil, fmt.Errorf("%w: %s has %d bytes and should have %d, as its manifest says", source.ErrDigestMismatch, resp.From, resp.Size, l.Size)
 		}
+		l.served = e
 		return resp, nil
 	})
+}
+
+// Distrust leaves out the host that answered last, since what it sent is not what the digest promises, and tells whether
+// there is another one to ask. It must not run beside Open.
+func (l *Layer) Distrust() bool {
+	l.hosts = slices.DeleteFunc(l.hosts, func(e *endpoint) bool { return e == l.served })
+	return len(l.hosts) > 0
 }
 
 // checkDigest holds content to the digest that led to it. Only SHA-256 gets that far.
