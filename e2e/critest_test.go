@@ -29,7 +29,7 @@ var (
 // withImages are those that TestImageCritest runs, with disk images under the names that they pull.
 var (
 	withImages      = regexp.MustCompile(`\[k8s\.io\] Image (Manager|Consistency|Identifier Consistency)`)
-	withImagesCount = 13
+	withImagesCount = 14
 )
 
 // specClass is a class of specs that are not run.
@@ -38,11 +38,8 @@ type specClass struct {
 	specs        *regexp.Regexp
 }
 
-// Specs of images that no disk image can pass.
-var (
-	bytesOfUpstream = regexp.MustCompile(`Image Manager public image with digest should be pulled and removed`)
-	usersOfImages   = regexp.MustCompile(`Image Manager image status get image fields should not have Uid\|Username empty`)
-)
+// bytesOfUpstream is the spec that no other bytes than upstream's can pass.
+var bytesOfUpstream = regexp.MustCompile(`Image Manager public image with digest should be pulled and removed`)
 
 // skipped are the classes of critest's other specs, and why a runtime that boots disk images does not run them. A spec
 // belongs to the first class that fits.
@@ -71,11 +68,6 @@ var skipped = []specClass{
 		"Bytes of a public registry",
 		"it pulls by a digest that is that of a container image in a public registry; `TestImageRegistry` pulls by digest",
 		bytesOfUpstream,
-	},
-	{
-		"Users of container images",
-		"a disk image names no user: who runs in a guest is the guest's affair",
-		usersOfImages,
 	},
 	{
 		"Containers' processes",

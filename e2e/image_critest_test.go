@@ -6,8 +6,17 @@ import (
 	"testing"
 	"time"
 
+	"github.com/virtlet/virtlet/e2e/registrytest"
 	"github.com/virtlet/virtlet/e2e/rig"
 )
+
+// critestUsers are the names of images whose configurations name a user.
+var critestUsers = map[string]string{
+	"gcr.io/k8s-staging-cri-tools/test-image-user-uid:latest":            "1002",
+	"gcr.io/k8s-staging-cri-tools/test-image-user-username:latest":       "www-data",
+	"gcr.io/k8s-staging-cri-tools/test-image-user-uid-group:latest":      "1003:users",
+	"gcr.io/k8s-staging-cri-tools/test-image-user-username-group:latest": "www-data:100",
+}
 
 // critestNames are the names that critest's specs of images pull, each group for one disk.
 var critestNames = [][]string{
@@ -27,16 +36,27 @@ func TestImageCritest(t *testing.T) {
 	r := hostWithoutImages(t, rig.Options{})
 	tools := must[rig.Tools](t)(rig.BuildTools(within(t, 10*time.Minute)))
 	reg := registryOn(t, r)
-	for i, names := range critestNames {
-		disk := containerDisk(t, rawDisk(byte(i), 1<<20))
+	push := func(name string, disk registrytest.Image) {
+		registry, path, _ := strings.Cut(name, "/")
+		repo, tag, _ := strings.Cut(path, ":")
+		reg.Push(t, repo, tag, disk)
+		hosts(t, r, registry, fmt.Sprintf("server = 'http://%s'\n", reg.Host)) // nothing else is asked
+	}
+	seed := byte(0)
+	disk := func() registrytest.Image {
+		seed++
+		return containerDisk(t, rawDisk(seed, 1<<20))
+	}
+	for _, names := range critestNames {
+		same := disk()
 		for _, name := range names {
-			registry, path, _ := strings.Cut(name, "/")
-			repo, tag, _ := strings.Cut(path, ":")
-			reg.Push(t, repo, tag, disk)
-			hosts(t, r, registry, fmt.Sprintf("server = 'http://%s'\n", reg.Host)) // nothing else is asked
+			push(name, same)
 		}
 	}
-	specs := critest(t, r, tools, r.Endpoint(), "--ginkgo.focus="+withImages.String(), "--ginkgo.skip="+bytesOfUpstream.String()+"|"+usersOfImages.String())
+	for name, user := range critestUsers {
+		push(name, registrytest.WithUser(t, disk(), user))
+	}
+	specs := critest(t, r, tools, r.Endpoint(), "--ginkgo.focus="+withImages.String(), "--ginkgo.skip="+bytesOfUpstream.String())
 	wantPassed(t, specs, withImagesCount)
 	wantEmptyStore(t, r)
 }

@@ -1,6 +1,7 @@
 package e2e
 
 import (
+	"fmt"
 	"io"
 	"net/http"
 	"runtime"
@@ -83,6 +84,17 @@ func faultyRegistries(t *testing.T, r *rig.Rig) []brokenPull {
 	_, layer, blob, _ = push("other")
 	answers[blob] = &source{content: rawDisk(1, len(layer))}
 	all = append(all, fails("registry_sends_another_blob", at+"other:v1", codes.Unknown, notAsSigned, digestOf(layer)))
+	mirrored, layer, wanted, _ := push("mirrored")
+	mirror, other := registryOn(t, r), rawDisk(2, len(layer))
+	mirror.Push(t, "mirrored", "v1", containerDisk(t, mirrored))
+	mirror.Before(func(w http.ResponseWriter, req *http.Request) bool {
+		if req.URL.Path == wanted {
+			_, _ = w.Write(other)
+		}
+		return req.URL.Path == wanted
+	})
+	hosts(t, r, "mirrored.rig.test", fmt.Sprintf("server = 'http://%s'\n[host.'http://%s']\n", reg.Host, mirror.Host))
+	all = append(all, recovers("mirror_sends_another_blob", "mirrored.rig.test/mirrored:v1", mirrored))
 	_, layer, blob, _ = push("short")
 	answers[blob] = &source{content: layer[:len(layer)-1]}
 	all = append(all, fails("registry_sends_a_shorter_blob", at+"short:v1", codes.Unknown, notAsSigned, "and should have"))

@@ -79,6 +79,18 @@ func NewImage(t testing.TB, arch string, layers ...[]byte) Image {
 	return img
 }
 
+// WithUser makes an image's configuration name a user, as "user" or "user:group".
+func WithUser(t testing.TB, img Image, user string) Image {
+	t.Helper()
+	conf, err := img.ConfigFile()
+	must(t, err)
+	conf = conf.DeepCopy()
+	conf.Config.User = user
+	img, err = mutate.ConfigFile(img, conf)
+	must(t, err)
+	return img
+}
+
 // Push puts an image (v1.Image) or index (v1.ImageIndex) at NAME:TAG, with all that belongs to it, and returns its digest.
 func (r *Registry) Push(t testing.TB, repo, tag string, what partial.Describable) string {
 	t.Helper()

@@ -8,6 +8,8 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/virtlet/virtlet/runtime/image"
 )
 
 func TestImages(t *testing.T) {
@@ -55,6 +57,27 @@ func TestImages(t *testing.T) {
 	}
 	if resp, err := b.image.ImageStatus(ctx, &runtimeapi.ImageStatusRequest{Image: spec(path)}); err != nil || resp.GetImage() != nil {
 		t.Errorf("a removed image is shown: %v, %v", resp, err)
+	}
+}
+
+func TestImageUser(t *testing.T) {
+	for user, want := range map[string]struct {
+		uid  *runtimeapi.Int64Value
+		name string
+	}{
+		"":           {},
+		"1002":       {uid: &runtimeapi.Int64Value{Value: 1002}},
+		"1002:1003":  {uid: &runtimeapi.Int64Value{Value: 1002}},
+		"qemu":       {name: "qemu"},
+		"qemu:107":   {name: "qemu"},
+		":107":       {},
+		"0x6b":       {name: "0x6b"},
+		"-1":         {name: "-1"},
+		"4294967295": {name: "4294967295"}, // the kernel's word for none
+	} {
+		if img := criImage(image.Image{User: user}); img.GetUid().GetValue() != want.uid.GetValue() || (img.Uid == nil) != (want.uid == nil) || img.GetUsername() != want.name {
+			t.Errorf("user %q: %v", user, img)
+		}
 	}
 }
 

@@ -4,6 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math"
+	"strconv"
+	"strings"
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
@@ -64,11 +67,19 @@ func (s *Server) listImages(filter *runtimeapi.ImageFilter) ([]*runtimeapi.Image
 	return list, nil
 }
 
-// criImage translates an image. A disk image names no user, so neither uid nor user name is set.
+// criImage translates an image. Most disk images name no user; what a containerDisk's configuration says is told, since
+// kubelet looks at it for runAsNonRoot.
 func criImage(img image.Image) *runtimeapi.Image {
-	return &runtimeapi.Image{
+	i := &runtimeapi.Image{
 		Id: img.ID, RepoTags: img.Tags, RepoDigests: img.Digests, Size: uint64(img.Size), Pinned: img.Pinned,
 	}
+	user, _, _ := strings.Cut(img.User, ":")
+	if uid, err := strconv.ParseUint(user, 10, 32); err == nil && uid < math.MaxUint32 {
+		i.Uid = &runtimeapi.Int64Value{Value: int64(uid)}
+	} else {
+		i.Username = user
+	}
+	return i
 }
 
 // ImageStatus tells of one image by name, digest or id; of an unknown one it tells nothing, which is no error.

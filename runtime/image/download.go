@@ -35,6 +35,8 @@ type origin struct {
 	unless string
 	// open begins or goes on with a download, unless what is there still has the ETag that is given as such.
 	open func(ctx context.Context, offset int64, etag, unless string) (*source.Response, error)
+	// elsewhere makes open ask another host than the last one, whose content was wrong, if there is one; it may be nil.
+	elsewhere func() bool
 }
 
 // Retry says how a download goes on after a fault that may pass.

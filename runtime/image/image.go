@@ -51,6 +51,9 @@ type Image struct {
 	// Format is qcow2 or raw, VirtualSize the size in bytes of the disk that a guest sees.
 	Format      string `json:"format"`
 	VirtualSize int64  `json:"virtualSize"`
+	// User is whom the container image named in which the content came last, as "user" or "user:group". It means nothing to
+	// a guest.
+	User string `json:"user,omitempty"`
 	// Source tells where the content came from, without credentials.
 	Source   string    `json:"source"`
 	PulledAt time.Time `json:"pulledAt"`

@@ -109,6 +109,7 @@ func layerOrigin(disk *registry.Disk, layer *registry.Layer, above []string) ori
 		open: func(ctx context.Context, offset int64, _, _ string) (*source.Response, error) {
 			return layer.Open(ctx, offset)
 		},
+		elsewhere: layer.Distrust,
 	}
 }
 

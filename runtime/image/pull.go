@@ -206,7 +206,10 @@ func (s *Service) name(ctx context.Context, p place, o origin, got *placed) (Ima
 	if img.Removed {
 		img.Tags, img.Digests, img.Removed = nil, nil, false
 	}
-	img.Source, img.PulledAt = o.from, time.Now().UTC()
+	img.Source, img.PulledAt, img.User = o.from, time.Now().UTC(), ""
+	if p.disk != nil {
+		img.User = p.disk.User
+	}
 	digest := cmp.Or(p.digest, p.ref.digest, got.sent, got.id)
 	img.Digests = union(img.Digests, []string{reference{repo: p.ref.repo, digest: digest}.String()})
 	if p.ref.tag != "" {

@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"os"
+	"path/filepath"
 	"runtime"
 	"strconv"
 	"strings"
@@ -65,6 +67,55 @@ func TestPullRegistry(t *testing.T) {
 		}
 		must(t, ts.Remove(t.Context(), img.ID))
 		ts.wantNothing()
+	})
+	t.Run("a_mirror_with_other_bytes", func(t *testing.T) {
+		upstream, mirror, dir := registrytest.NewPlain(t), registrytest.NewPlain(t), t.TempDir()
+		must(t, os.Mkdir(filepath.Join(dir, "vms.test"), 0o755))
+		must(t, os.WriteFile(filepath.Join(dir, "vms.test", "hosts.toml"), fmt.Appendf(nil, "server = %q\n[host.%q]\n", upstream.URL(), mirror.URL()), 0o600))
+		client := registry.New(registry.Config{HostsDir: dir, Stall: time.Minute})
+		t.Cleanup(client.Close)
+		ts := newService(t, func(c *Config) { c.Registry = client })
+		a := registrytest.Artifact{Layers: []registrytest.Blob{{Content: content, MediaType: "application/x-qemu-disk"}}}
+		for _, r := range []*registrytest.Registry{upstream, mirror} {
+			r.PushArtifact(t, "vm", "v1", a)
+		}
+		asked := 0
+		mirror.Before(func(w http.ResponseWriter, req *http.Request) bool {
+			wrong := strings.HasSuffix(req.URL.Path, "/blobs/"+idOf(content))
+			if wrong {
+				asked++
+				_, _ = w.Write(fakeDisk("another", len(content)))
+			}
+			return wrong
+		})
+		const name = "vms.test/vm:v1"
+		if img := ts.pull(name); img.ID != idOf(content) || asked != 1 {
+			t.Errorf("got %s; the mirror was asked %d times", img.ID, asked)
+		}
+		ts.wantContents(idOf(content))
+		must(t, ts.Remove(t.Context(), name))
+		upstream.Before(func(w http.ResponseWriter, req *http.Request) bool {
+			wrong := strings.Contains(req.URL.Path, "/blobs/")
+			if wrong {
+				_, _ = w.Write(fakeDisk("another", len(content)))
+			}
+			return wrong
+		})
+		_, err := ts.Pull(t.Context(), name, nil)
+		wantError(t, err, ErrDigestMismatch)
+		ts.wantNothing()
+	})
+	t.Run("the_user_that_it_names", func(t *testing.T) {
+		r, ts := withRegistry(t)
+		plain := disk(tar("disk/d.qcow2", string(content)))
+		r.Push(t, "vm", "user", registrytest.WithUser(t, plain, "107:108"))
+		r.Push(t, "vm", "nobody", plain)
+		for _, tag := range []string{"user", "nobody", "user"} { // one content: the last pull tells
+			want := map[string]string{"user": "107:108"}[tag]
+			if img := ts.pull(r.Host + "/vm:" + tag); img.User != want {
+				t.Errorf("%s: the user is %q, want %q", tag, img.User, want)
+			}
+		}
 	})
 	t.Run("other_bytes_in_the_place_of_a_layer", func(t *testing.T) {
 		r, ts := withRegistry(t)

@@ -65,6 +65,12 @@ func (t *transfer) run(ctx context.Context) (_ *placed, err error) {
 			disk, err = t.fetch(ctx)
 		}
 	}
+	for errors.Is(err, ErrDigestMismatch) && t.from.elsewhere != nil && t.from.elsewhere() {
+		t.s.cfg.Log.WithError(err).Warn("a host sends something else than was asked for; the next one is asked")
+		if err = t.startOver(); err == nil {
+			disk, err = t.fetch(ctx)
+		}
+	}
 	if err != nil {
 		return nil, t.storing(err)
 	}

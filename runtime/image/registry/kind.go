@@ -31,37 +31,39 @@ var (
 // orasUnpack marks, by the word "true", a layer that oras made of a directory.
 const orasUnpack = "io.deis.oras.content.unpack"
 
-// layers finds in an image's or artifact's manifest where the disk can be.
-func (r *resolution) layers(ctx context.Context, m *manifest) ([]*Layer, error) {
+// find notes of an image's or artifact's manifest where the disk can be.
+func (d *Disk) find(ctx context.Context, r *resolution, m *manifest) error {
 	if len(m.Layers) == 0 {
-		return nil, refused("it has no layers, so no disk")
+		return refused("it has no layers, so no disk")
 	}
 	if len(m.Layers) > maxLayers {
-		return nil, refused("it has %d layers, and more than %d are not read", len(m.Layers), maxLayers)
+		return refused("it has %d layers, and more than %d are not read", len(m.Layers), maxLayers)
 	}
-	for _, d := range m.Layers {
-		if err := sha256Only(d.Digest); err != nil {
-			return nil, refused("a layer: %w", err)
+	for _, l := range m.Layers {
+		if err := sha256Only(l.Digest); err != nil {
+			return refused("a layer: %w", err)
 		}
-		if d.Size <= 0 {
-			return nil, refused("layer %s has %d bytes, as the manifest says", d.Digest, d.Size)
+		if l.Size <= 0 {
+			return refused("layer %s has %d bytes, as the manifest says", l.Digest, l.Size)
 		}
 	}
 	if m.ArtifactType == "" && (m.Config.MediaType == ocispec.MediaTypeImageConfig || m.Config.MediaType == dockerConfig) {
-		if err := r.checkPlatform(ctx, m); err != nil {
-			return nil, err
+		conf, err := r.config(ctx, m)
+		if err != nil {
+			return err
 		}
-		var list []*Layer
-		for _, d := range slices.Backward(m.Layers) {
-			list = append(list, r.layer(d, true))
+		d.User = clean(conf.Config.User)
+		for _, l := range slices.Backward(m.Layers) {
+			d.Layers = append(d.Layers, r.layer(l, true))
 		}
-		return list, nil
+		return nil
 	}
-	d, err := artifactDisk(m.Layers)
+	l, err := artifactDisk(m.Layers)
 	if err != nil {
-		return nil, refused("an artifact of type %.100q: %w", artifactType(m), err)
+		return refused("an artifact of type %.100q: %w", artifactType(m), err)
 	}
-	return []*Layer{r.layer(d, archive(d))}, nil
+	d.Layers = []*Layer{r.layer(l, archive(l))}
+	return nil
 }
 
 func (r *resolution) layer(d ocispec.Descriptor, tar bool) *Layer {
@@ -118,12 +120,12 @@ func archive(d ocispec.Descriptor) bool {
 	return d.Annotations[orasUnpack] == "true" || bareType(d.MediaType) == ocispec.MediaTypeImageLayer && d.Annotations[ocispec.AnnotationTitle] == ""
 }
 
-// checkPlatform reads an image's configuration for what it says that the image is for. An image from an index has been
-// chosen by that; most containerDisks that are alone say what they were built on.
-func (r *resolution) checkPlatform(ctx context.Context, m *manifest) error {
+// config reads an image's configuration, and refuses the image when that says that it is for another platform. An image
+// from an index has been chosen by that; most containerDisks that are alone say what they were built on.
+func (r *resolution) config(ctx context.Context, m *manifest) (conf ocispec.Image, err error) {
 	d := *m.Config
 	if err := sha256Only(d.Digest); err != nil {
-		return refused("its config: %w", err)
+		return conf, refused("its config: %w", err)
 	}
 	b, err := try(ctx, r.pulling(), func(e *endpoint) ([]byte, error) {
 		b, _, from, err := r.fetch(ctx, e, "blobs/"+d.Digest.String(), nil)
@@ -133,16 +135,15 @@ func (r *resolution) checkPlatform(ctx context.Context, m *manifest) error {
 		return b, checkDigest(b, d.Digest, from)
 	})
 	if err != nil {
-		return fmt.Errorf("its config: %w", err)
+		return conf, fmt.Errorf("its config: %w", err)
 	}
-	var conf ocispec.Image
 	if err := json.Unmarshal(b, &conf); err != nil {
-		return refused("its config: %w", jsonFault(err))
+		return conf, refused("its config: %w", jsonFault(err))
 	}
 	if !r.fits(conf.OS, conf.Architecture) {
-		return fmt.Errorf("%w: it is for %s, and this host is linux/%s", ErrPlatform, clean(platform(&conf.Platform)), r.client.cfg.Arch)
+		return conf, fmt.Errorf("%w: it is for %s, and this host is linux/%s", ErrPlatform, clean(platform(&conf.Platform)), r.client.cfg.Arch)
 	}
-	return nil
+	return conf, nil
 }
 
 // NoDisk is the fault of an image when Search has found no disk in any of its layers.

@@ -11,6 +11,7 @@ import (
 	"net/http"
 	"net/url"
 	"runtime"
+	"slices"
 	"sync"
 	"time"
 
@@ -83,6 +84,8 @@ type Disk struct {
 	// Layers in which the disk is to be looked for, in this order: one for an artifact; a containerDisk's from the topmost
 	// down, until Search finds it in one.
 	Layers []*Layer
+	// User is whom a containerDisk's configuration names, as "user" or "user:group"; mostly nobody.
+	User string
 	// From is the manifest's URL.
 	From string
 }
@@ -101,6 +104,8 @@ type Layer struct {
 
 	name  Name
 	hosts []*endpoint
+	// served is the host that answered last.
+	served *endpoint
 }
 
 // Resolve asks the registry, or its mirrors, for what the name stands for. auth may be nil. The Disk keeps the credential
@@ -123,7 +128,7 @@ func (c *Client) Resolve(ctx context.Context, ref string, auth *source.Auth) (*D
 	if m, err = r.choose(ctx, m); err != nil {
 		return nil, err
 	}
-	if disk.Layers, err = r.layers(ctx, m); err != nil {
+	if err := disk.find(ctx, &r, m); err != nil {
 		return nil, fmt.Errorf("%s: %w", m.from, err)
 	}
 	return disk, nil
@@ -145,8 +150,16 @@ func (l *Layer) Open(ctx context.Context, offset int64) (*source.Response, error
 			_ = resp.Close()
 			return nil, fmt.Errorf("%w: %s has %d bytes and should have %d, as its manifest says", source.ErrDigestMismatch, resp.From, resp.Size, l.Size)
 		}
+		l.served = e
 		return resp, nil
 	})
+}
+
+// Distrust leaves out the host that answered last, since what it sent is not what the digest promises, and tells whether
+// there is another one to ask. It must not run beside Open.
+func (l *Layer) Distrust() bool {
+	l.hosts = slices.DeleteFunc(l.hosts, func(e *endpoint) bool { return e == l.served })
+	return len(l.hosts) > 0
 }
 
 // checkDigest holds content to the digest that led to it. Only SHA-256 gets that far.
