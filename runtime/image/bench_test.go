@@ -90,30 +90,34 @@ func BenchmarkPull(b *testing.B) {
 		b.Fatal(err)
 	}
 	for _, packer := range []string{"gzip", "zstd", "xz"} {
-		path := filepath.Join(dir, packer)
-		pack := exec.CommandContext(b.Context(), packer, "-c")
-		pack.Stdin = bytes.NewReader(program)
-		packed, err := pack.Output()
-		if err == nil {
-			err = os.WriteFile(path, packed, 0o600)
-		}
-		if err != nil {
-			b.Fatalf("%s: %v", packer, err)
-		}
-		b.Run(packer, func(b *testing.B) { benchmarkPull(b, host+"/"+packer, int64(len(program))) })
-		b.Run(packer+"-dc", func(b *testing.B) {
-			b.SetBytes(int64(len(program)))
-			var used time.Duration
-			for b.Loop() {
-				unpack := exec.CommandContext(b.Context(), packer, "-dc", path)
-				if err := unpack.Run(); err != nil {
-					b.Fatal(err)
-				}
-				used += unpack.ProcessState.UserTime() + unpack.ProcessState.SystemTime()
-			}
-			reportPerCPU(b, int64(len(program)), used)
-		})
+		b.Run(packer, func(b *testing.B) { benchmarkPacked(b, dir, host, packer, program) })
 	}
+}
+
+func benchmarkPacked(b *testing.B, dir, host, packer string, program []byte) {
+	path, size := filepath.Join(dir, packer), int64(len(program))
+	pack := exec.CommandContext(b.Context(), packer, "-c")
+	pack.Stdin = bytes.NewReader(program)
+	packed, err := pack.Output()
+	if err == nil {
+		err = os.WriteFile(path, packed, 0o600)
+	}
+	if err != nil {
+		b.Fatalf("%s: %v", packer, err)
+	}
+	b.Run("pull", func(b *testing.B) { benchmarkPull(b, host+"/"+packer, size) })
+	b.Run("peer", func(b *testing.B) {
+		b.SetBytes(size)
+		var used time.Duration
+		for b.Loop() {
+			unpack := exec.CommandContext(b.Context(), packer, "-dc", path)
+			if err := unpack.Run(); err != nil {
+				b.Fatal(err)
+			}
+			used += unpack.ProcessState.UserTime() + unpack.ProcessState.SystemTime()
+		}
+		reportPerCPU(b, size, used)
+	})
 }
 
 func benchmarkPull(b *testing.B, name string, size int64) {

@@ -239,7 +239,8 @@ func (d *download) pump(ctx context.Context, resp *source.Response, free <-chan 
 		if err := context.Cause(ctx); err != nil {
 			return err
 		}
-		buf := <-free
+		// To the next boundary at most: what lies on boundaries the kernel takes in large folios, and no page twice.
+		buf := (<-free)[:hashBuffer-d.part.size%hashBuffer]
 		n, err := resp.Read(buf)
 		if d.part.size+int64(n) > d.limit {
 			return fmt.Errorf("%w: it has more than the %d bytes that the configuration allows", ErrTooLarge, d.limit)
