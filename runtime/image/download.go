@@ -123,7 +123,7 @@ func (d *download) run(ctx context.Context) error {
 // pause grows with each failure, and is spread so that many nodes do not come back at once.
 func (r Retry) pause(failures int) time.Duration {
 	d := min(r.Delay<<min(failures-1, 20), r.MaxDelay)
-	return d/2 + rand.N(d/2+1)
+	return d/2 + rand.N(d/2+1) //nolint:gosec // nobody gains by guessing it
 }
 
 func sleep(ctx context.Context, d time.Duration) error {

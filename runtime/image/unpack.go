@@ -209,7 +209,7 @@ const maxWindow = 64 << 20
 func decompress(r io.Reader) (io.ReadCloser, error) {
 	buffered := bufio.NewReaderSize(r, 128<<10)
 	head, err := buffered.Peek(longest)
-	if err != nil && err != io.EOF { //nolint:errorlint // as Peek says
+	if err != nil && err != io.EOF {
 		return nil, err
 	}
 	switch {

@@ -104,10 +104,10 @@ func (s Spec) execute() error {
 	// The limit binds us, too, and Go has taken more already: any memory that its runtime asks for from here on is
 	// refused, and ends us with code 2, which would look like the program's. So nothing of Go's is between the two calls.
 	limit := unix.Rlimit{Cur: s.Limits.AddressSpace, Max: s.Limits.AddressSpace}
-	if _, _, errno := unix.RawSyscall6(unix.SYS_PRLIMIT64, 0, unix.RLIMIT_AS, uintptr(unsafe.Pointer(&limit)), 0, 0, 0); errno != 0 {
+	if _, _, errno := unix.RawSyscall6(unix.SYS_PRLIMIT64, 0, unix.RLIMIT_AS, uintptr(unsafe.Pointer(&limit)), 0, 0, 0); errno != 0 { //nolint:gosec // as syscall.Setrlimit does it
 		return fmt.Errorf("limiting the address space to %d: %w", s.Limits.AddressSpace, errno)
 	}
-	_, _, errno := unix.RawSyscall(unix.SYS_EXECVE, uintptr(unsafe.Pointer(program)), uintptr(unsafe.Pointer(&argv[0])), uintptr(unsafe.Pointer(&env[0])))
+	_, _, errno := unix.RawSyscall(unix.SYS_EXECVE, uintptr(unsafe.Pointer(program)), uintptr(unsafe.Pointer(&argv[0])), uintptr(unsafe.Pointer(&env[0]))) //nolint:gosec // as syscall.Exec does it
 	return errno
 }
 

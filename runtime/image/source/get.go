@@ -54,7 +54,7 @@ func Get(ctx context.Context, r Request) (*Response, error) {
 		watch.Stop()
 		cancel(nil)
 	}
-	resp, err := r.send(ctx)
+	resp, err := r.send(ctx) //nolint:bodyclose // the response that is returned closes it
 	if err != nil {
 		watch.Stop()
 		err = TransferError(ctx, r.URL, err)
