@@ -90,7 +90,7 @@ e2e: ## Run the tests that boot VMs; RUN=REGEXP picks tests
 	VIRTLET_E2E_BIN=$(E2E_PROGRAMS) $(GO) test -p 1 -count=1 -timeout $(E2E_TIMEOUT) -exec '"$(AS_ROOT)"' -run '$(value RUN)' $(TESTFLAGS) $(E2E)
 
 .PHONY: bench
-bench: deps build ## Measure against bare QEMU and write bench/RESULTS.md
+bench: deps build ## Measure against bare QEMU and others and write bench/RESULTS.md
 	VIRTLET_BENCH=1 $(GO) test -count=1 -timeout $(BENCH_TIMEOUT) -exec '"$(AS_ROOT)"' -run '$(if $(filter .,$(value RUN)),TestBench,$(value RUN))' -v $(TESTFLAGS) ./bench
 
 .PHONY: generate

@@ -55,7 +55,7 @@ func images(ctx context.Context, t *testing.T, b *run) ([]Row, error) {
 	}
 	bySHA256sum, byOpenSSL := curls("sha256sum"), curls("openssl dgst -sha256")
 	skopeo := &peer{script: `skopeo copy -q --insecure-policy --src-tls-verify=false "docker://$1" "dir:$2"`}
-	var byHTTP, byRegistry, grown Sample
+	var byHTTP, byRegistry Sample
 	var turns []func() error
 	add := func(peers []*peer, from string) {
 		for _, p := range peers {
@@ -64,30 +64,20 @@ func images(ctx context.Context, t *testing.T, b *run) ([]Row, error) {
 	}
 	add(bySHA256sum, from.url)
 	add(byOpenSSL, from.url)
-	turns = append(turns, func() error {
-		// A new daemon: what an earlier pull has left in its heap would hide what this one takes.
-		if err := errors.Join(r.StopDaemon(ctx), r.StartDaemon(ctx)); err != nil {
-			return err
-		}
-		before, err := resetPeak(r.DaemonPID())
-		if err != nil {
-			return err
-		}
-		if err := pullOnce(ctx, r, strings.TrimPrefix(from.url, "http://"), "virtlet.cloud/", &byHTTP); err != nil {
-			return err
-		}
-		peak, err := memory(r.DaemonPID(), "VmHWM")
-		grown = append(grown, peak-before)
-		return err
-	})
+	byName := "virtlet.cloud/" + strings.TrimPrefix(from.url, "http://")
+	turns = append(turns, func() error { return pullOnce(ctx, r, byName, &byHTTP) })
 	add([]*peer{skopeo}, from.artifact)
-	turns = append(turns, func() error { return pullOnce(ctx, r, from.artifact, "", &byRegistry) })
+	turns = append(turns, func() error { return pullOnce(ctx, r, from.artifact, &byRegistry) })
 	for i := range b.pulls {
 		for j := range turns {
 			if err := turns[(i+j)%len(turns)](); err != nil {
 				return nil, err
 			}
 		}
+	}
+	grown, err := pullPeaks(ctx, r, byName, b.pulls)
+	if err != nil {
+		return nil, err
 	}
 	overlay, err := overlays(t, from.path, b.sandboxes)
 	if err != nil {
@@ -127,15 +117,38 @@ func (p *peer) turn(ctx context.Context, r *rig.Rig, from string) (err error) {
 }
 
 // pullOnce pulls an image that the node has not got, and removes it.
-func pullOnce(ctx context.Context, r *rig.Rig, name, prefix string, took *Sample) error {
+func pullOnce(ctx context.Context, r *rig.Rig, name string, took *Sample) error {
 	if err := timed(took, func() error {
-		_, err := r.Pull(ctx, prefix+name)
+		_, err := r.Pull(ctx, name)
 		return err
 	}); err != nil {
 		return err
 	}
-	_, err := r.Images.RemoveImage(ctx, &runtimeapi.RemoveImageRequest{Image: &runtimeapi.ImageSpec{Image: prefix + name}})
+	_, err := r.Images.RemoveImage(ctx, &runtimeapi.RemoveImageRequest{Image: &runtimeapi.ImageSpec{Image: name}})
 	return err
+}
+
+// pullPeaks measures what the daemon's memory grows by at the most in a pull. Each is the first of a new daemon: what an
+// earlier one has left in the heap would hide what it takes.
+func pullPeaks(ctx context.Context, r *rig.Rig, name string, n int) (grown Sample, err error) {
+	for range n {
+		if err := errors.Join(r.StopDaemon(ctx), r.StartDaemon(ctx)); err != nil {
+			return nil, err
+		}
+		before, err := resetPeak(r.DaemonPID())
+		if err != nil {
+			return nil, err
+		}
+		if err := pullOnce(ctx, r, name, new(Sample)); err != nil {
+			return nil, err
+		}
+		peak, err := memory(r.DaemonPID(), "VmHWM")
+		if err != nil {
+			return nil, err
+		}
+		grown = append(grown, peak-before)
+	}
+	return grown, nil
 }
 
 // resetPeak lets the kernel count a process's greatest memory from now on, and returns what it has now, in MiB.

@@ -1,4 +1,4 @@
-// Package bench measures what Virtlet costs beside bare QEMU and the bare CNI plugins, and holds the results against
+// Package bench measures what Virtlet costs beside bare QEMU, the bare CNI plugins, curl and skopeo, and holds the results against
 // the targets of the design. Peer and Virtlet take turns in one run on one machine, so that ratios and differences mean
 // something where absolute figures do not. It runs by make bench, which prints the table and writes RESULTS.md.
 package bench
