@@ -81,7 +81,7 @@ func (f brokenPull) check(t *testing.T, r *rig.Rig, id string, err error) {
 // TestImageFaults is a pull through CRI from every kind of broken source: it recovers, or it fails in words that kubelet
 // or a person understands, and leaves nothing.
 func TestImageFaults(t *testing.T) {
-	r := hostWithoutImages(t, rig.Options{Settings: map[string]any{"image-stall-timeout": "1s", "image-max-pulls": 100}})
+	r := hostWithoutImages(t, rig.Options{Settings: map[string]any{"image-stall-timeout": "2s", "image-max-pulls": 100}})
 	all := append(faultyServers(t, r), faultyRegistries(t, r)...)
 	// All at the same time, since most of it is pauses between attempts.
 	type result struct {

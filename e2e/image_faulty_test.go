@@ -80,7 +80,7 @@ func faultyServers(t *testing.T, r *rig.Rig) []brokenPull {
 	}
 	all = append(all, recovers("hangs_in_the_middle", at+"/hangs", hangs.content))
 	mux.HandleFunc("/hangs-always", func(_ http.ResponseWriter, req *http.Request) { <-req.Context().Done() })
-	all = append(all, fails("hangs", at+"/hangs-always", codes.Unknown, unavailable, "no byte came", "for 1s"))
+	all = append(all, fails("hangs", at+"/hangs-always", codes.Unknown, unavailable, "no byte came", "for 2s"))
 	mux.HandleFunc("/page", func(w http.ResponseWriter, _ *http.Request) { fmt.Fprint(w, "<html>Please log in</html>") })
 	all = append(all, fails("sends_a_web_page", at+"/page", codes.FailedPrecondition, "web page"))
 	mux.HandleFunc("/cut.gz", func(w http.ResponseWriter, _ *http.Request) {

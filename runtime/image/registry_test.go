@@ -104,6 +104,17 @@ func TestPullRegistry(t *testing.T) {
 		_, err := ts.Pull(t.Context(), name, nil)
 		wantError(t, err, ErrDigestMismatch)
 		ts.wantNothing()
+		upstream.Before(func(w http.ResponseWriter, req *http.Request) bool {
+			short := strings.Contains(req.URL.Path, "/blobs/")
+			if short {
+				w.Header().Set("Content-Length", strconv.Itoa(len(content)-1))
+				_, _ = w.Write(content[1:])
+			}
+			return short
+		})
+		_, err = ts.Pull(t.Context(), name, nil)
+		wantError(t, err, ErrDigestMismatch, "as its manifest says")
+		ts.wantNothing()
 	})
 	t.Run("the_user_that_it_names", func(t *testing.T) {
 		r, ts := withRegistry(t)

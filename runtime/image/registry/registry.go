@@ -158,7 +158,11 @@ func (l *Layer) Open(ctx context.Context, offset int64) (*source.Response, error
 // Distrust leaves out the host that answered last, since what it sent is not what the digest promises, and tells whether
 // there is another one to ask. It must not run beside Open.
 func (l *Layer) Distrust() bool {
+	if l.served == nil {
+		return false // they were all asked
+	}
 	l.hosts = slices.DeleteFunc(l.hosts, func(e *endpoint) bool { return e == l.served })
+	l.served = nil
 	return len(l.hosts) > 0
 }
 
