@@ -116,15 +116,13 @@ func filePlace(ref reference, f localFile, err error) (place, error) {
 	if err != nil {
 		return place{}, err
 	}
-	o := f.origin()
-	o.want = ref.digest
-	return place{ref: ref, origins: []origin{o}}, nil
+	return place{ref: ref, origins: []origin{f.origin(ref.digest)}}, nil
 }
 
-// origin's key is the file as it is now; once it has changed it is another one.
-func (f localFile) origin() origin {
+// origin's key is the file as it is now, for what is wanted of it; once it has changed it is another one.
+func (f localFile) origin(want string) origin {
 	return origin{
-		key: keyOf(kindFile, f.path, f.version), kind: kindFile, from: f.path, size: -1,
+		key: keyOf(kindFile, f.path, f.version, want), kind: kindFile, from: f.path, want: want, size: -1,
 		open: func(_ context.Context, offset int64, _, _ string) (*source.Response, error) {
 			file, size, err := f.open()
 			if err != nil {
