@@ -4,7 +4,10 @@ import (
 	"context"
 	"os"
 	"path/filepath"
+	"runtime"
 	"testing"
+
+	"github.com/virtlet/virtlet/e2e/registrytest"
 )
 
 // pausing is an inspector that waits, so that another pull can come in between.
@@ -59,4 +62,46 @@ func TestPullsApart(t *testing.T) {
 		must(t, <-first)
 		wantError(t, <-second, ErrDigestMismatch, idOf(nil))
 	})
+}
+
+// TestLayersApart has layers that mean something else elsewhere.
+func TestLayersApart(t *testing.T) {
+	content, other := fakeDisk("layer", 100<<10), fakeDisk("other", 100<<10)
+	tar := func(namesAndContents ...string) []byte { return registrytest.Tar(t, namesAndContents...) }
+	t.Run("as_a_disk_and_as_an_archive", func(t *testing.T) {
+		r, ts := withRegistry(t)
+		ts.cfg.Inspector = anything{}
+		layer := pack(t, tar("disk/a", string(content)), "gzip")
+		r.PushArtifact(t, "vm", "disk", registrytest.Artifact{
+			Type: "application/vnd.example.vm", Layers: []registrytest.Blob{{Content: layer, MediaType: "application/gzip"}},
+		})
+		r.PushArtifact(t, "vm", "archive", registrytest.Artifact{ConfigType: "application/vnd.oci.image.config.v1+json", Layers: []registrytest.Blob{{
+			Content: layer, MediaType: "application/vnd.oci.image.layer.v1.tar+gzip",
+		}}})
+		ts.pull(r.Host + "/vm:disk")
+		if img := ts.pull(r.Host + "/vm:archive"); img.ID != idOf(content) {
+			t.Error("the archive itself was taken for the disk in it")
+		}
+		if img := ts.pull(r.Host + "/vm:disk"); img.ID == idOf(content) {
+			t.Error("the disk in the archive was taken for the archive")
+		}
+	})
+	t.Run("below_a_layer_that_removes", func(t *testing.T) {
+		r, ts := withRegistry(t)
+		both := tar("disk/a", string(other), "disk/b", string(content))
+		r.Push(t, "vm", "one", registrytest.NewImage(t, runtime.GOARCH, both, tar("disk/.wh.a", "")))
+		r.Push(t, "vm", "two", registrytest.NewImage(t, runtime.GOARCH, both))
+		if img := ts.pull(r.Host + "/vm:one"); img.ID != idOf(content) {
+			t.Errorf("got %s", img.ID)
+		}
+		_, err := ts.Pull(t.Context(), r.Host+"/vm:two", nil)
+		wantError(t, err, ErrRefused, "second file")
+	})
+}
+
+// anything is an inspector that takes all for a raw disk.
+type anything struct{}
+
+func (anything) Inspect(context.Context, string) (Info, error) {
+	return Info{Format: "raw", VirtualSize: 1}, nil
 }
