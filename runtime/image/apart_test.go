@@ -2,10 +2,13 @@ package image
 
 import (
 	"context"
+	"net/http"
 	"os"
 	"path/filepath"
 	"runtime"
+	"strings"
 	"testing"
+	"time"
 
 	"github.com/virtlet/virtlet/e2e/registrytest"
 )
@@ -96,6 +99,37 @@ func TestLayersApart(t *testing.T) {
 		}
 		_, err := ts.Pull(t.Context(), r.Host+"/vm:two", nil)
 		wantError(t, err, ErrRefused, "second file")
+	})
+	t.Run("from_a_registry_that_hangs", func(t *testing.T) {
+		good, ts := withRegistry(t)
+		bad := registrytest.NewPlain(t)
+		img := registrytest.NewImage(t, runtime.GOARCH, tar("disk/a", string(content)))
+		good.Push(t, "vm", "v1", img)
+		bad.Push(t, "vm", "v1", img)
+		path, _ := layerOf(t, img)
+		hangs := make(chan struct{}, 9)
+		bad.Before(func(_ http.ResponseWriter, req *http.Request) bool {
+			if strings.HasSuffix(req.URL.Path, path) {
+				hangs <- struct{}{}
+				<-req.Context().Done()
+				return true
+			}
+			return false
+		})
+		ctx, cancel := context.WithCancel(t.Context())
+		ended := make(chan error, 1)
+		go func() {
+			_, err := ts.Pull(ctx, bad.Host+"/vm:v1", nil)
+			ended <- err
+		}()
+		<-hangs
+		soon, stop := context.WithTimeout(t.Context(), 10*time.Second)
+		defer stop()
+		if _, err := ts.Pull(soon, good.Host+"/vm:v1", nil); err != nil {
+			t.Errorf("another registry holds it up: %v", err)
+		}
+		cancel()
+		wantError(t, <-ended, context.Canceled)
 	})
 }
 

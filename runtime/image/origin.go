@@ -103,10 +103,11 @@ func (s *Service) registryPlace(ctx context.Context, ref reference, repository s
 	return p, nil
 }
 
-// layerOrigin is a layer's. What it means depends on its type and on those above it, so these belong to its key.
+// layerOrigin is a layer's. What it means depends on its type and on those above it, so these belong to its key. So does
+// the registry: who waits for a good one's bytes must not have to wait for a bad one's.
 func layerOrigin(disk *registry.Disk, layer *registry.Layer, above []string) origin {
 	return origin{
-		key: keyOf(append([]string{kindRegistry, layer.Digest, strconv.FormatBool(layer.Tar)}, above...)...), kind: kindRegistry, from: disk.From, digest: layer.Digest, size: layer.Size, tar: layer.Tar,
+		key: keyOf(append([]string{kindRegistry, disk.Name.Host, layer.Digest, strconv.FormatBool(layer.Tar)}, above...)...), kind: kindRegistry, from: disk.From, digest: layer.Digest, size: layer.Size, tar: layer.Tar,
 		open: func(ctx context.Context, offset int64, _, _ string) (*source.Response, error) {
 			return layer.Open(ctx, offset)
 		},
