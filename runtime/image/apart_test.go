@@ -2,7 +2,11 @@ package image
 
 import (
 	"context"
+	"encoding/pem"
+	"errors"
+	"fmt"
 	"net/http"
+	"net/http/httptest"
 	"os"
 	"path/filepath"
 	"runtime"
@@ -11,6 +15,7 @@ import (
 	"time"
 
 	"github.com/virtlet/virtlet/e2e/registrytest"
+	"github.com/virtlet/virtlet/runtime/image/translate"
 )
 
 // pausing is an inspector that waits, so that another pull can come in between.
@@ -138,4 +143,48 @@ type anything struct{}
 
 func (anything) Inspect(context.Context, string) (Info, error) {
 	return Info{Format: "raw", VirtualSize: 1}, nil
+}
+
+// TestTransportsApart: what came from a server that nobody checked is not for who names its CA.
+func TestTransportsApart(t *testing.T) {
+	content := fakeDisk("transport", 5000)
+	requests, goOn := make(chan struct{}, 9), make(chan struct{})
+	srv := httptest.NewTLSServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		requests <- struct{}{}
+		<-goOn
+		_, _ = w.Write(content)
+	}))
+	defer srv.Close()
+	ca := pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: srv.Certificate().Raw})
+	dir := t.TempDir()
+	rules := fmt.Sprintf(`translations:
+  - {name: careless, url: "%[1]s/x", transport: careless}
+  - {name: careful, url: "%[1]s/x", transport: careful}
+  - {name: same, url: "%[1]s/x", transport: same}
+transports:
+  careless: {tls: {insecure: true}}
+  careful: {tls: {ca: %[2]q}}
+  same: {tls: {ca: %[2]q}}
+`, srv.URL, ca)
+	must(t, os.WriteFile(filepath.Join(dir, "1.yaml"), []byte(rules), 0o600))
+	r, err := translate.Open(dir, translate.Defaults{}, nil)
+	must(t, err, errors.Join(r.Faults()...))
+	defer r.Close()
+	ts := newService(t, func(c *Config) { c.Translations = r })
+	ended := make(chan error, 3)
+	for i, name := range []string{"careless", "careful", "same"} {
+		go func() {
+			_, err := ts.Pull(t.Context(), prefix+name, nil)
+			ended <- err
+		}()
+		waitFor(t, name, func() bool { return ts.transferring() == i+1 })
+	}
+	if n := len(ts.transfers.calls); n != 2 {
+		t.Errorf("%d transfers and not 2", n)
+	}
+	close(goOn)
+	must(t, <-ended, <-ended, <-ended)
+	if n := len(requests); n != 2 {
+		t.Errorf("%d requests and not 2", n)
+	}
 }

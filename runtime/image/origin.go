@@ -53,7 +53,8 @@ func (s *Service) resolve(ctx context.Context, ref reference, to target, auth *A
 	}
 }
 
-// httpOrigin is what a URL leads to. Who has other credentials, or wants another digest, has another download.
+// httpOrigin is what a URL leads to. Who has other credentials, trusts by another transport, or wants another digest, has
+// another download.
 func (s *Service) httpOrigin(ref reference, to target, auth *Auth) (origin, error) {
 	authorization, err := auth.Header(to.url, cmp.Or(ref.user, to.user))
 	if err != nil {
@@ -68,7 +69,7 @@ func (s *Service) httpOrigin(ref reference, to target, auth *Auth) (origin, erro
 		header.Set("Authorization", authorization)
 	}
 	return origin{
-		key: keyOf(kindHTTP, to.url.String(), authorization, ref.digest), kind: kindHTTP, from: source.RedactURL(to.url), want: ref.digest, size: -1,
+		key: keyOf(kindHTTP, to.url.String(), authorization, to.trust, ref.digest), kind: kindHTTP, from: source.RedactURL(to.url), want: ref.digest, size: -1,
 		open: func(ctx context.Context, offset int64, etag, unless string) (*source.Response, error) {
 			return source.Get(ctx, source.Request{
 				Client: client, URL: to.url, Header: header.Clone(), Offset: offset, ETag: etag, Unless: unless, Stall: s.cfg.StallTimeout,
