@@ -176,8 +176,12 @@ func (d *download) agree(resp *source.Response) error {
 	if d.part.size > 0 && d.part.Total >= 0 && resp.Size >= 0 && resp.Size != d.part.Total {
 		return fmt.Errorf("%w: %s had %d bytes and has %d now", source.ErrChanged, resp.From, d.part.Total, resp.Size)
 	}
+	if d.part.size > 0 && resp.ETag == "" && !d.part.Pinned {
+		// A part must have the ETag (RFC 9110, 15.3.7); who forgets it may not know If-Range either.
+		return fmt.Errorf("%w: %s does not say of a part what it is a part of", source.ErrChanged, resp.From)
+	}
 	d.part.Total = max(resp.Size, d.from.size)
-	if resp.Offset == 0 || resp.ETag != "" { // a part's ETag is that of the whole, said or not
+	if resp.Offset == 0 || resp.ETag != "" {
 		d.part.ETag = resp.ETag
 	}
 	d.meter.update(func(p *Progress) { p.Total, p.Resumed = d.part.Total, d.part.resumed })
