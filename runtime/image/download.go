@@ -65,7 +65,7 @@ func (r Retry) orDefault() Retry {
 	return r
 }
 
-// headway is how much an attempt must bring to count as one that did.
+// headway is how much more than ever before must be here for an attempt to count as one that brought something.
 const headway = 64 << 10
 
 // download brings a part up to the whole content.
@@ -83,9 +83,8 @@ type download struct {
 }
 
 func (d *download) run(ctx context.Context) error {
-	failures := 0
+	failures, most := 0, d.part.size
 	for attempt := 1; ; attempt++ {
-		before := d.part.size
 		d.meter.update(func(p *Progress) { p.Stage, p.Attempt = Downloading, attempt })
 		err := d.attempt(ctx)
 		if err == nil {
@@ -93,7 +92,7 @@ func (d *download) run(ctx context.Context) error {
 		}
 		after, again := source.Transient(err)
 		if errors.Is(err, source.ErrChanged) {
-			again, before = true, d.part.size
+			again = true
 			if err := d.restart(); err != nil {
 				return err
 			}
@@ -101,8 +100,8 @@ func (d *download) run(ctx context.Context) error {
 		if !again {
 			return err
 		}
-		if d.part.size >= before+headway {
-			failures = 0
+		if d.part.size >= most+headway {
+			failures, most = 0, d.part.size
 		}
 		if failures++; failures >= d.retry.Attempts {
 			return fmt.Errorf("%w (given up after %d attempts)", err, attempt)
