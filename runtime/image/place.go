@@ -166,13 +166,21 @@ func (s *Service) sweep(age time.Duration) {
 	}
 }
 
-// sweepLater sees to it that a part that nobody resumes goes.
+// sweepLater sees to it that a part that nobody resumes goes. A sweep that is due already is not put off.
 func (s *Service) sweepLater() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.sweeper == nil {
-		s.sweeper = time.AfterFunc(keepPartsFor+time.Minute, func() { s.sweep(keepPartsFor) })
-		return
+		s.sweeper = time.AfterFunc(keepPartsFor+time.Minute, s.sweepOld)
 	}
-	s.sweeper.Reset(keepPartsFor + time.Minute)
+}
+
+func (s *Service) sweepOld() {
+	s.mu.Lock()
+	s.sweeper = nil
+	s.mu.Unlock()
+	s.sweep(keepPartsFor)
+	if left, err := os.ReadDir(s.contents.parts()); err != nil || len(left) > 0 {
+		s.sweepLater()
+	}
 }
