@@ -67,7 +67,7 @@ func (r Retry) orDefault() Retry {
 	return r
 }
 
-// headway is how much an attempt must bring to count as one that did.
+// headway is how much more than ever before must be here for an attempt to count as one that brought something.
 const headway = 64 << 10
 
 // download brings a part up to the whole content.
@@ -85,9 +85,8 @@ type download struct {
 }
 
 func (d *download) run(ctx context.Context) error {
-	failures := 0
+	failures, most := 0, d.part.size
 	for attempt := 1; ; attempt++ {
-		before := d.part.size
 		d.meter.update(func(p *Progress) { p.Stage, p.Attempt = Downloading, attempt })
 		err := d.attempt(ctx)
 		if err == nil {
@@ -95,7 +94,7 @@ func (d *download) run(ctx context.Context) error {
 		}
 		after, again := source.Transient(err)
 		if errors.Is(err, source.ErrChanged) {
-			again, before = true, d.part.size
+			again = true
 			if err := d.restart(); err != nil {
 				return err
 			}
@@ -103,8 +102,8 @@ func (d *download) run(ctx context.Context) error {
 		if !again {
 			return err
 		}
-		if d.part.size >= before+headway {
-			failures = 0
+		if d.part.size >= most+headway {
+			failures, most = 0, d.part.size
 		}
 		if failures++; failures >= d.retry.Attempts {
 			return fmt.Errorf("%w (given up after %d attempts)", err, attempt)
@@ -178,8 +177,12 @@ func (d *download) agree(resp *source.Response) error {
 	if d.part.size > 0 && d.part.Total >= 0 && resp.Size >= 0 && resp.Size != d.part.Total {
 		return fmt.Errorf("%w: %s had %d bytes and has %d now", source.ErrChanged, resp.From, d.part.Total, resp.Size)
 	}
+	if d.part.size > 0 && resp.ETag == "" && !d.part.Pinned {
+		// A part must have the ETag (RFC 9110, 15.3.7); who forgets it may not know If-Range either.
+		return fmt.Errorf("%w: %s does not say of a part what it is a part of", source.ErrChanged, resp.From)
+	}
 	d.part.Total = max(resp.Size, d.from.size)
-	if resp.Offset == 0 || resp.ETag != "" { // a part's ETag is that of the whole, said or not
+	if resp.Offset == 0 || resp.ETag != "" {
 		d.part.ETag = resp.ETag
 	}
 	d.meter.update(func(p *Progress) { p.Total, p.Resumed = d.part.Total, d.part.resumed })

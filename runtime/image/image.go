@@ -57,10 +57,11 @@ type Image struct {
 	// Source tells where the content came from, without credentials.
 	Source   string    `json:"source"`
 	PulledAt time.Time `json:"pulledAt"`
-	// Sent are digests of what sources sent that this content was unpacked from. ETags are those under which sources have
-	// it, by the key of the origin.
-	Sent  []string          `json:"sent,omitempty"`
-	ETags map[string]string `json:"etags,omitempty"`
+	// Sent are digests of what sources sent that this content was decompressed from, Layers of layers in which it is the
+	// disk when nothing lies above them. ETags are those under which sources have it, by the key of the origin.
+	Sent   []string          `json:"sent,omitempty"`
+	Layers []string          `json:"layers,omitempty"`
+	ETags  map[string]string `json:"etags,omitempty"`
 	// Removed marks content that lost its names while a virtual machine still used it, or that was being put in
 	// place when the daemon died. Collect frees it. Removed images are never shown.
 	Removed bool `json:"removed,omitempty"`

@@ -187,6 +187,8 @@ type target struct {
 	user *url.Userinfo
 	// client gets the URL; nil means the default one.
 	client *http.Client
+	// trust tells apart what was got from servers that were believed for different reasons.
+	trust string
 	// path is an absolute path that the name spells out.
 	path string
 	// local is a name without a host.
@@ -205,7 +207,7 @@ func (s *Service) target(r reference) (target, error) {
 			return target{}, fmt.Errorf("%w %q: %w", ErrInvalidName, r, err)
 		}
 		if found {
-			return target{url: to.URL, user: to.User, client: to.Client}, nil
+			return target{url: to.URL, user: to.User, client: to.Client, trust: to.Trust}, nil
 		}
 	}
 	switch {

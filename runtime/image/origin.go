@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"strconv"
 
 	"github.com/virtlet/virtlet/runtime/image/registry"
 	"github.com/virtlet/virtlet/runtime/image/source"
@@ -52,7 +53,8 @@ func (s *Service) resolve(ctx context.Context, ref reference, to target, auth *A
 	}
 }
 
-// httpOrigin is what a URL leads to. Who has other credentials, or wants another digest, has another download.
+// httpOrigin is what a URL leads to. Who has other credentials, trusts by another transport, or wants another digest, has
+// another download.
 func (s *Service) httpOrigin(ref reference, to target, auth *Auth) (origin, error) {
 	authorization, err := auth.Header(to.url, cmp.Or(ref.user, to.user))
 	if err != nil {
@@ -67,7 +69,7 @@ func (s *Service) httpOrigin(ref reference, to target, auth *Auth) (origin, erro
 		header.Set("Authorization", authorization)
 	}
 	return origin{
-		key: keyOf(kindHTTP, to.url.String(), authorization, ref.digest), kind: kindHTTP, from: source.RedactURL(to.url), want: ref.digest, size: -1,
+		key: keyOf(kindHTTP, to.url.String(), authorization, to.trust, ref.digest), kind: kindHTTP, from: source.RedactURL(to.url), want: ref.digest, size: -1,
 		open: func(ctx context.Context, offset int64, etag, unless string) (*source.Response, error) {
 			return source.Get(ctx, source.Request{
 				Client: client, URL: to.url, Header: header.Clone(), Offset: offset, ETag: etag, Unless: unless, Stall: s.cfg.StallTimeout,
@@ -102,10 +104,11 @@ func (s *Service) registryPlace(ctx context.Context, ref reference, repository s
 	return p, nil
 }
 
-// layerOrigin is a layer's. What it means depends on those above it, so these belong to its key.
+// layerOrigin is a layer's. What it means depends on its type and on those above it, so these belong to its key. So does
+// the registry: who waits for a good one's bytes must not have to wait for a bad one's.
 func layerOrigin(disk *registry.Disk, layer *registry.Layer, above []string) origin {
 	return origin{
-		key: keyOf(append([]string{kindRegistry, layer.Digest}, above...)...), kind: kindRegistry, from: disk.From, digest: layer.Digest, size: layer.Size, tar: layer.Tar,
+		key: keyOf(append([]string{kindRegistry, disk.Name.Host, layer.Digest, strconv.FormatBool(layer.Tar)}, above...)...), kind: kindRegistry, from: disk.From, digest: layer.Digest, size: layer.Size, tar: layer.Tar,
 		open: func(ctx context.Context, offset int64, _, _ string) (*source.Response, error) {
 			return layer.Open(ctx, offset)
 		},
@@ -117,15 +120,13 @@ func filePlace(ref reference, f localFile, err error) (place, error) {
 	if err != nil {
 		return place{}, err
 	}
-	o := f.origin()
-	o.want = ref.digest
-	return place{ref: ref, origins: []origin{o}}, nil
+	return place{ref: ref, origins: []origin{f.origin(ref.digest)}}, nil
 }
 
-// origin's key is the file as it is now; once it has changed it is another one.
-func (f localFile) origin() origin {
+// origin's key is the file as it is now, for what is wanted of it; once it has changed it is another one.
+func (f localFile) origin(want string) origin {
 	return origin{
-		key: keyOf(kindFile, f.path, f.version), kind: kindFile, from: f.path, size: -1,
+		key: keyOf(kindFile, f.path, f.version, want), kind: kindFile, from: f.path, want: want, size: -1,
 		open: func(_ context.Context, offset int64, _, _ string) (*source.Response, error) {
 			file, size, err := f.open()
 			if err != nil {

@@ -10,10 +10,10 @@ import (
 	"time"
 )
 
-// seen is how a source described content: the digest of what it sent, where that is not the content's own, and the
-// ETag under which an origin has it.
+// seen is how a source described content: the digest of what it sent, where that is not the content's own, or of the
+// layer that has it, and the ETag under which an origin has it.
 type seen struct {
-	sent         string
+	sent, layer  string
 	origin, etag string
 }
 
@@ -22,10 +22,7 @@ const maxSeen = 16
 
 // remember adds what was seen of a content to its record.
 func (i Image) remember(n seen) Image {
-	if n.sent != "" && !slices.Contains(i.Sent, n.sent) {
-		i.Sent = append(slices.Clone(i.Sent), n.sent)
-		i.Sent = i.Sent[max(0, len(i.Sent)-maxSeen):]
-	}
+	i.Sent, i.Layers = add(i.Sent, n.sent), add(i.Layers, n.layer)
 	if n.etag != "" {
 		if i.ETags = maps.Clone(i.ETags); i.ETags == nil || len(i.ETags) >= maxSeen {
 			i.ETags = map[string]string{}
@@ -33,6 +30,14 @@ func (i Image) remember(n seen) Image {
 		i.ETags[n.origin] = n.etag
 	}
 	return i
+}
+
+func add(seen []string, digest string) []string {
+	if digest == "" || slices.Contains(seen, digest) {
+		return seen
+	}
+	seen = append(slices.Clone(seen), digest)
+	return seen[max(0, len(seen)-maxSeen):]
 }
 
 // place gives a verified file its place in the store, and holds it. The record comes first, as one to be collected, so
@@ -82,7 +87,12 @@ func (s *Service) served(o origin) (*placed, bool) {
 	if o.digest == "" || o.tar && !o.search.Fresh() {
 		return nil, false
 	}
-	return s.holdWhere(func(img Image) bool { return img.ID == o.digest && !o.tar || slices.Contains(img.Sent, o.digest) }, o.digest)
+	return s.holdWhere(func(img Image) bool {
+		if o.tar {
+			return slices.Contains(img.Layers, o.digest)
+		}
+		return img.ID == o.digest || slices.Contains(img.Sent, o.digest)
+	}, o.digest)
 }
 
 // validator is the ETag of the content that the store has of an origin, or empty.
@@ -156,13 +166,21 @@ func (s *Service) sweep(age time.Duration) {
 	}
 }
 
-// sweepLater sees to it that a part that nobody resumes goes.
+// sweepLater sees to it that a part that nobody resumes goes. A sweep that is due already is not put off.
 func (s *Service) sweepLater() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.sweeper == nil {
-		s.sweeper = time.AfterFunc(keepPartsFor+time.Minute, func() { s.sweep(keepPartsFor) })
-		return
+		s.sweeper = time.AfterFunc(keepPartsFor+time.Minute, s.sweepOld)
 	}
-	s.sweeper.Reset(keepPartsFor + time.Minute)
+}
+
+func (s *Service) sweepOld() {
+	s.mu.Lock()
+	s.sweeper = nil
+	s.mu.Unlock()
+	s.sweep(keepPartsFor)
+	if left, err := os.ReadDir(s.contents.parts()); err != nil || len(left) > 0 {
+		s.sweepLater()
+	}
 }

@@ -220,7 +220,10 @@ func settle(file string) error {
 // seen is what lets a later pull know the content again.
 func (t *transfer) seen(got *placed) seen {
 	n := seen{origin: t.from.key, etag: t.part.ETag}
-	if got.sent != got.id {
+	switch {
+	case t.from.tar && t.from.search.Fresh():
+		n.layer = got.sent
+	case !t.from.tar && got.sent != got.id:
 		n.sent = got.sent
 	}
 	if t.from.kind != kindHTTP {

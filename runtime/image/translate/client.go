@@ -1,8 +1,10 @@
 package translate
 
 import (
+	"crypto/sha256"
 	"crypto/tls"
 	"crypto/x509"
+	"encoding/hex"
 	"fmt"
 	"net/http"
 	"net/url"
@@ -94,6 +96,20 @@ func (p *Profile) tls() *tls.Config {
 		c.RootCAs = pool
 	}
 	return c
+}
+
+// trust tells apart whom profiles believe, and as whom they come.
+func (p *Profile) trust() string {
+	sum := sha256.New()
+	for _, ca := range p.CAs {
+		fmt.Fprintf(sum, "%q ", ca.Raw)
+	}
+	for _, pair := range p.Certificates {
+		// The public part stands for the pair: another key would not fit it.
+		fmt.Fprintf(sum, "as %q ", pair.Certificate)
+	}
+	fmt.Fprintf(sum, "%q %t %v", p.ServerName, p.Insecure, p.Proxy)
+	return hex.EncodeToString(sum.Sum(nil))
 }
 
 // redirects decides which redirects are followed.

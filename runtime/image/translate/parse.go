@@ -43,7 +43,7 @@ type rule struct {
 	name, pattern string
 	re            *regexp.Regexp
 	to            *template
-	client        *http.Client
+	by            transport
 }
 
 func (r *rule) fullName() string {
@@ -79,7 +79,7 @@ type parser struct {
 	secret int
 	file   *file
 	// profiles by name; "" is the file's default.
-	profiles map[string]*http.Client
+	profiles map[string]transport
 	// lines of the rules by key.
 	lines map[string]int
 }
@@ -89,7 +89,7 @@ const crdKind = "VirtletImageMapping"
 
 // parse reads a file's content; with faults there is no telling what the file means.
 func parse(in input) (*file, []*fault) {
-	p := &parser{reader: reader{path: in.path}, in: in, file: &file{path: in.path}, profiles: map[string]*http.Client{}, lines: map[string]int{}}
+	p := &parser{reader: reader{path: in.path}, in: in, file: &file{path: in.path}, profiles: map[string]transport{}, lines: map[string]int{}}
 	if in.mode.Perm()&0o002 != 0 {
 		p.faultAt(0, "everybody may write to it, and so decide where images come from: chmod o-w")
 	}
@@ -191,7 +191,7 @@ func (p *parser) rule(prefix string, n *yaml.Node) {
 		return
 	}
 	p.lines[r.key()] = r.line
-	r.client = p.clientOf(transport)
+	r.by = p.transportOf(transport)
 	p.file.rules = append(p.file.rules, r)
 }
 

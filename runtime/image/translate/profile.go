@@ -42,18 +42,24 @@ func (p *parser) profile(key, n *yaml.Node) {
 	}
 	client := NewClient(conf, p.in.defaults)
 	p.file.clients = append(p.file.clients, client)
-	p.profiles[key.Value] = client
+	p.profiles[key.Value] = transport{client, conf.trust()}
 }
 
-// clientOf finds a rule's profile: the one that it names, or the file's default, which has an empty name.
-func (p *parser) clientOf(transport value) *http.Client {
-	switch found := p.profiles[transport.text]; {
-	case found != nil:
+// transport is a profile in use.
+type transport struct {
+	client *http.Client
+	trust  string
+}
+
+// transportOf finds a rule's profile: the one that it names, or the file's default, which has an empty name.
+func (p *parser) transportOf(name value) transport {
+	switch found, ok := p.profiles[name.text]; {
+	case ok:
 		return found
-	case transport.text != "":
-		p.faultAt(transport.line, "no such transport in this file; add it below `transports:`")
+	case name.text != "":
+		p.faultAt(name.line, "no such transport in this file; add it below `transports:`")
 	}
-	return p.in.client
+	return transport{client: p.in.client}
 }
 
 // timeout takes milliseconds, as the first Virtlet did, and Go's durations.

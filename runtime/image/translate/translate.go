@@ -28,6 +28,9 @@ type Target struct {
 	User *url.Userinfo
 	// Client is the rule's transport profile, or the daemon's default. It is shared and safe for concurrent use.
 	Client *http.Client
+	// Trust is the same for profiles that believe the same servers and show them the same certificates, also after the
+	// rules were read again; it is empty for the daemon's default.
+	Trust string
 	// Rule says which rule it was, as in "10-cloud.yaml: name cirros".
 	Rule string
 }

@@ -158,5 +158,5 @@ func (r *rule) target(name string, match []int) (Target, error) {
 	if err != nil {
 		return Target{}, fmt.Errorf("%w %q: the rule for it in %s:%d makes no URL of it: %w", source.ErrInvalidName, name, r.file, r.line, err)
 	}
-	return Target{URL: u, User: r.to.user, Client: r.client, Rule: r.file + ": " + r.subject()}, nil
+	return Target{URL: u, User: r.to.user, Client: r.by.client, Trust: r.by.trust, Rule: r.file + ": " + r.subject()}, nil
 }
