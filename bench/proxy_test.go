@@ -19,18 +19,21 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
 
+// allInOne is the peer that has as many pods as the whole node.
+const allInOne = "one runtime with all"
+
 // proxied measures what criproxy adds to a call, and to the lists, with many pods behind it: most of them with the one
 // runtime, which then is the slower one and the peer, and half with each, where the peer is a runtime that has them all.
 func proxied(ctx context.Context, t *testing.T, b *run) ([]Row, error) {
-	most, err := proxiedPods(ctx, t, b, [2]int{b.proxied - b.proxied/10, b.proxied / 10}, "the slower runtime", Target{Ratio, 1.3})
+	most, err := proxiedPods(ctx, t, b, [2]int{b.proxied - b.proxied/10, b.proxied / 10}, "the slower runtime")
 	if err != nil {
 		return nil, err
 	}
-	halves, err := proxiedPods(ctx, t, b, [2]int{b.proxied / 2, b.proxied / 2}, "one runtime with all", Target{})
+	halves, err := proxiedPods(ctx, t, b, [2]int{b.proxied / 2, b.proxied / 2}, allInOne)
 	return append(most, halves...), err
 }
 
-func proxiedPods(ctx context.Context, t *testing.T, b *run, pods [2]int, peer string, target Target) ([]Row, error) {
+func proxiedPods(ctx context.Context, t *testing.T, b *run, pods [2]int, peer string) ([]Row, error) {
 	dir, err := os.MkdirTemp("", "bench-proxy-")
 	if err != nil {
 		return nil, err
@@ -62,7 +65,7 @@ func proxiedPods(ctx context.Context, t *testing.T, b *run, pods [2]int, peer st
 		return nil, err
 	}
 	lister := direct
-	if target.Kind == None {
+	if peer == allInOne {
 		if lister, err = connect(t, runtimes[2]); err != nil {
 			return nil, err
 		}
@@ -94,8 +97,8 @@ func proxiedPods(ctx context.Context, t *testing.T, b *run, pods [2]int, peer st
 		p50, p99 Target
 	}{
 		{"ContainerStatus", b.proxiedCalls, direct, "the runtime itself", status, Target{More, 0.3}, Target{More, 1}},
-		{"ListPodSandbox", b.proxiedCalls / 10, lister, peer, listPods, target, Target{}},
-		{"ListContainers", b.proxiedCalls / 10, lister, peer, listContainers, target, Target{}},
+		{"ListPodSandbox", b.proxiedCalls / 10, lister, peer, listPods, Target{Ratio, 1.3}, Target{}},
+		{"ListContainers", b.proxiedCalls / 10, lister, peer, listContainers, Target{Ratio, 1.3}, Target{}},
 	} {
 		theirs, ours, err := takeTurns(b.lists, m.calls, m.direct, through, m.call)
 		if err != nil {

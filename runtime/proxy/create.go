@@ -143,8 +143,10 @@ func (p *Proxy) checkImage(ctx context.Context, b *backend, pod string, spec []b
 		return nil
 	}
 	if has, err := b.hasImage(ctx, spec); has || err != nil {
-		return nil //nolint:nilerr // see above
+		return nil
 	}
+	ctx, cancel := context.WithTimeout(ctx, p.patience)
+	defer cancel()
 	for _, other := range p.backends {
 		if other == b {
 			continue

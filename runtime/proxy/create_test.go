@@ -112,4 +112,11 @@ func TestCreateContainer_image(t *testing.T) {
 	if err := create(p, "b1", "docker.io/library/web:1"); err != nil {
 		t.Errorf("where the image is cannot be found out, and the runtime's own answer was good: %v", err)
 	}
+	p.a.start()
+	p.reconnect(t.Context(), "a")
+	p.proxy.patience = time.Millisecond
+	p.a.does("ImageStatus", hangs)
+	if err := create(p, "b1", "docker.io/library/web:1"); err != nil {
+		t.Errorf("nor while that runtime hangs: %v", err)
+	}
 }

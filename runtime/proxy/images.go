@@ -4,6 +4,7 @@ import (
 	"context"
 	"regexp"
 	"strings"
+	"time"
 
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
@@ -39,13 +40,18 @@ func (p *Proxy) imageByID(ctx context.Context, c *call, id string) (frame, error
 	answers := make([]frame, len(p.backends))
 	images := make([][]byte, len(p.backends))
 	failed := make([]error, len(p.backends))
-	_ = each(ctx, p.backends, func(ctx context.Context, i int, b *backend) error {
+	whole := len(strings.TrimPrefix(id, "sha256:")) == wholeImageID
+	asking, cancel := context.WithCancel(ctx)
+	defer cancel()
+	_ = each(asking, p.backends, func(ctx context.Context, i int, b *backend) error {
 		if answers[i], failed[i] = b.pass(ctx, c, c.req); failed[i] == nil {
 			images[i], failed[i] = lookUp(answers[i].bytes(), 1)
 		}
+		if whole && len(images[i]) > 0 {
+			time.AfterFunc(p.patience, cancel) // found; one that hangs is not waited for
+		}
 		return nil // another may have it
 	})
-	whole := len(strings.TrimPrefix(id, "sha256:")) == wholeImageID
 	found := -1
 	for i, image := range images {
 		switch {

@@ -3,6 +3,7 @@ package proxy
 import (
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 	"google.golang.org/grpc/codes"
@@ -74,6 +75,7 @@ func TestImageStatus(t *testing.T) {
 		"by_bare_id":                   {image: &runtimeapi.ImageSpec{Image: id("be")}, want: "be"},
 		"by_beginning":                 {image: &runtimeapi.ImageSpec{Image: id("be")[:13]}, want: "be"},
 		"by_id_with_the_other_down":    {image: &runtimeapi.ImageSpec{Image: id("be")}, change: func(p *pair) { p.a.stop() }, want: "be"},
+		"by_id_with_the_other_hanging": {image: &runtimeapi.ImageSpec{Image: id("be")}, change: func(p *pair) { p.proxy.patience = time.Millisecond; p.a.does("", hangs) }, want: "be"},
 		"by_beginning_with_one_down":   {image: &runtimeapi.ImageSpec{Image: id("be")[:13]}, change: func(p *pair) { p.a.stop() }, code: codes.Unavailable},
 		"by_id_of_nobody":              {image: &runtimeapi.ImageSpec{Image: id("77")}},
 		"by_id_of_nobody_and_one_down": {image: &runtimeapi.ImageSpec{Image: id("77")}, change: func(p *pair) { p.b.stop() }, code: codes.Unavailable},

@@ -2,9 +2,7 @@ package proxy
 
 import (
 	"context"
-	"encoding/binary"
 	"fmt"
-	"io"
 
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
@@ -96,51 +94,6 @@ func (l listing) items(b *backend, list frame) ([]item, error) {
 	}
 	return items, nil
 }
-
-// ids gives the ids of a list's items without taking it apart, if id and item are written in the usual way: the fields that
-// lead to the id come first. A large list stays in gRPC's buffers by that.
-func (l listing) ids(list frame) (ids [][]byte, ok bool) {
-	r := list.parts.Reader()
-	defer r.Close()
-	const first = 1<<3 | byte(protowire.BytesType) // the tag of field 1
-	enter := func() (size int, ok bool) {
-		if tag, err := r.ReadByte(); err != nil || tag != first {
-			return 0, false
-		}
-		n, err := binary.ReadUvarint(r)
-		return int(n), err == nil && n <= uint64(r.Remaining())
-	}
-	var block []byte
-	for r.Remaining() > 0 {
-		size, ok := enter()
-		end := r.Remaining() - size
-		for range l.id {
-			if !ok || size == 0 {
-				return nil, false
-			}
-			size, ok = enter()
-		}
-		if !ok || r.Remaining()-size < end || size > maxID {
-			return nil, false
-		}
-		if cap(block)-len(block) < size {
-			block = make([]byte, 0, 64*maxID) // one for many
-		}
-		id := block[len(block) : len(block)+size : len(block)+size]
-		block = block[:len(block)+size]
-		if _, err := io.ReadFull(r, id); err != nil {
-			return nil, false
-		}
-		if _, err := r.Discard(r.Remaining() - end); err != nil {
-			return nil, false
-		}
-		ids = append(ids, id)
-	}
-	return ids, true
-}
-
-// maxID is more than any id has, in bytes.
-const maxID = 256
 
 // nonsense is the error for an answer that cannot be read.
 func (b *backend) nonsense(method string, err error) error {

@@ -6,13 +6,15 @@ import (
 
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
 
 // wholeID is the length of an id; what is shorter may be the beginning of one, as crictl's users type it.
 const wholeID = 64
 
-// owner finds the runtime that has a pod or container. One that is not known yet is looked for in all runtimes at once,
-// by their lists. It is NotFound only when every runtime has answered and none has it.
+// owner finds the runtime that has a pod or container. One that is not known yet is looked for in all runtimes at once, by
+// their lists, and then by its status: a runtime need not list what it is about to remove. It is NotFound only when every
+// runtime has answered and none has it.
 func (p *Proxy) owner(ctx context.Context, k kind, id string) (*backend, error) {
 	if id == "" {
 		return nil, status.Errorf(codes.InvalidArgument, "the %s id is empty", k)
@@ -36,7 +38,40 @@ func (p *Proxy) owner(ctx context.Context, k kind, id string) (*backend, error) 
 			return nil, status.Errorf(codes.InvalidArgument, "%s id %q is ambiguous: %d %ss begin with it; give more digits", k, id, len(owners), k)
 		}
 	}
-	return nil, status.Errorf(codes.NotFound, "no runtime has a %s %s", k, id)
+	return p.unlisted(ctx, k, id)
+}
+
+// unlisted asks all runtimes for the status of what none of them lists.
+func (p *Proxy) unlisted(ctx context.Context, k kind, id string) (*backend, error) {
+	found := make([]bool, len(p.backends))
+	if err := each(ctx, p.backends, func(ctx context.Context, i int, b *backend) error {
+		_, err := b.invoke(ctx, statusOf[k], newFrame(wrap(1, []byte(id))))
+		found[i] = err == nil
+		if status.Code(err) == codes.NotFound {
+			return nil
+		}
+		return err
+	}); err != nil {
+		return nil, unsure(ctx, err, "it is not known whether there is a %s %s", k, id)
+	}
+	var owner *backend
+	for i, has := range found {
+		switch {
+		case has && owner != nil:
+			return nil, p.twice(k, id, owner.index, i)
+		case has:
+			owner = p.backends[i]
+		}
+	}
+	if owner == nil {
+		return nil, status.Errorf(codes.NotFound, "no runtime has a %s %s", k, id)
+	}
+	return owner, nil
+}
+
+// statusOf are the methods that tell of one.
+var statusOf = [kinds]string{
+	pods: runtimeapi.RuntimeService_PodSandboxStatus_FullMethodName, containers: runtimeapi.RuntimeService_ContainerStatus_FullMethodName,
 }
 
 // cached gives nil for an id that is not known.

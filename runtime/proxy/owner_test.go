@@ -48,6 +48,25 @@ func TestOwner_unknown(t *testing.T) {
 	}
 }
 
+// TestOwner_unlisted: what a runtime does not list any more, since it is removing it, is not taken for gone.
+func TestOwner_unlisted(t *testing.T) {
+	p := newPair(t)
+	p.b.node.hidden = &runtimeapi.PodSandbox{Id: id("b9")}
+	broken := status.Error(codes.Internal, "its network is stuck")
+	p.b.does("RemovePodSandbox", fails(broken))
+	remove := func() error {
+		_, err := p.rt.RemovePodSandbox(t.Context(), &runtimeapi.RemovePodSandboxRequest{PodSandboxId: id("b9")})
+		return err
+	}
+	if err := remove(); status.Code(err) != codes.Internal {
+		t.Errorf("got %v", err)
+	}
+	p.a.does("PodSandboxStatus", fails(broken))
+	if err := remove(); status.Code(err) != codes.Unavailable {
+		t.Errorf("with a runtime that cannot tell: %v", err)
+	}
+}
+
 func TestOwner_beginning(t *testing.T) {
 	p := newPair(t)
 	both := &runtimeapi.PodSandbox{Id: "abc1" + strings.Repeat("0", 60)}
@@ -58,7 +77,11 @@ func TestOwner_beginning(t *testing.T) {
 			t.Errorf("%s: %v, want %s", begin, err, want)
 		}
 	}
-	if got := p.b.got("PodSandboxStatus"); len(got) != 1 || !strings.Contains(string(got[0].req), "b1") || len(got[0].req) != 4 {
+	p.b.got("PodSandboxStatus")
+	if _, err := p.rt.PodSandboxStatus(t.Context(), &runtimeapi.PodSandboxStatusRequest{PodSandboxId: "b1"}); err != nil {
+		t.Error(err)
+	}
+	if got := p.b.got("PodSandboxStatus"); len(got) != 1 || string(got[0].req) != "\x0a\x02b1" {
 		t.Errorf("the id that was passed on: %v", got)
 	}
 	list := func(id string) (int, error) {

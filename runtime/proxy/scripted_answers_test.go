@@ -60,6 +60,20 @@ func (n node) answer(full string, raw []byte) (proto.Message, error) {
 		}, nil
 	case *runtimeapi.CreateContainerRequest:
 		return &runtimeapi.CreateContainerResponse{ContainerId: id(n.hex() + "f")}, nil
+	case *runtimeapi.PodSandboxStatusRequest:
+		for _, pod := range append(n.pods, n.hidden) {
+			if pod.GetId() == r.GetPodSandboxId() || strings.HasPrefix(pod.GetId(), r.GetPodSandboxId()) {
+				return &runtimeapi.PodSandboxStatusResponse{Status: &runtimeapi.PodSandboxStatus{Id: pod.GetId()}}, nil
+			}
+		}
+		return nil, status.Errorf(codes.NotFound, "no pod %s", r.GetPodSandboxId())
+	case *runtimeapi.ContainerStatusRequest:
+		for _, c := range n.containers {
+			if c.GetId() == r.GetContainerId() {
+				return &runtimeapi.ContainerStatusResponse{Status: &runtimeapi.ContainerStatus{Id: c.GetId()}}, nil
+			}
+		}
+		return nil, status.Errorf(codes.NotFound, "no container %s", r.GetContainerId())
 	case *runtimeapi.ListPodSandboxRequest:
 		return &runtimeapi.ListPodSandboxResponse{Items: n.pods}, nil
 	case *runtimeapi.StreamPodSandboxesRequest:

@@ -36,6 +36,7 @@ type scripted struct {
 type node struct {
 	name       string
 	pods       []*runtimeapi.PodSandbox
+	hidden     *runtimeapi.PodSandbox // is not listed, as one that is being removed
 	containers []*runtimeapi.Container
 	images     []*runtimeapi.Image
 	handlers   []string
