@@ -175,6 +175,33 @@ func TestListImages(t *testing.T) {
 	}
 }
 
+// TestListImages_newer: fields beside the images stay where images are merged.
+func TestListImages_newer(t *testing.T) {
+	p := newPair(t)
+	p.b.node.images = p.a.node.images
+	for i, s := range []*scripted{p.a, p.b} {
+		list, batch := &runtimeapi.ListImagesResponse{Images: s.node.images}, &runtimeapi.StreamImagesResponse{Images: s.node.images}
+		for _, m := range []proto.Message{list, batch} {
+			m.ProtoReflect().SetUnknown([]byte{0xba, 0x3e, 1, 'x' + byte(i)})
+		}
+		s.does("ListImages", replies(list))
+		s.does("StreamImages", replies(batch))
+	}
+	const want = "\xba\x3e\x01x\xba\x3e\x01y"
+	resp, err := p.images.ListImages(t.Context(), &runtimeapi.ListImagesRequest{})
+	if err != nil || len(resp.Images) != 1 || string(resp.ProtoReflect().GetUnknown()) != want {
+		t.Errorf("%v, %v", resp, err)
+	}
+	stream, err := p.images.StreamImages(t.Context(), &runtimeapi.StreamImagesRequest{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	batch, err := stream.Recv()
+	if err != nil || len(batch.Images) != 1 || string(batch.ProtoReflect().GetUnknown()) != want {
+		t.Errorf("by stream: %v, %v", batch, err)
+	}
+}
+
 func TestBeginsWith(t *testing.T) {
 	for _, tc := range []struct {
 		ref, rule string
