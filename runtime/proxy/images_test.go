@@ -77,6 +77,13 @@ func TestImageStatus(t *testing.T) {
 		"by_id_with_the_other_down":    {image: &runtimeapi.ImageSpec{Image: id("be")}, change: func(p *pair) { p.a.stop() }, want: "be"},
 		"by_id_with_the_other_hanging": {image: &runtimeapi.ImageSpec{Image: id("be")}, change: func(p *pair) { p.proxy.patience = time.Millisecond; p.a.does("", hangs) }, want: "be"},
 		"by_beginning_with_one_down":   {image: &runtimeapi.ImageSpec{Image: id("be")[:13]}, change: func(p *pair) { p.a.stop() }, code: codes.Unavailable},
+		"by_id_that_another_refuses":   {image: &runtimeapi.ImageSpec{Image: id("ae")[:13]}, change: func(p *pair) { p.b.does("ImageStatus", fails(status.Error(codes.InvalidArgument, "no name"))) }, want: "ae"},
+		"by_id_that_another_lacks":     {image: &runtimeapi.ImageSpec{Image: id("be")[:13]}, change: func(p *pair) { p.a.does("ImageStatus", fails(status.Error(codes.NotFound, "none"))) }, want: "be"},
+		"by_id_that_one_refuses":       {image: &runtimeapi.ImageSpec{Image: id("77")}, change: func(p *pair) { p.a.does("ImageStatus", fails(status.Error(codes.InvalidArgument, "no name"))) }},
+		"by_id_that_both_refuse": {image: &runtimeapi.ImageSpec{Image: id("77")[:13]}, change: func(p *pair) {
+			p.a.does("ImageStatus", fails(status.Error(codes.InvalidArgument, "no name")))
+			p.b.does("ImageStatus", fails(status.Error(codes.InvalidArgument, "no name")))
+		}, code: codes.InvalidArgument},
 		"by_id_of_nobody":              {image: &runtimeapi.ImageSpec{Image: id("77")}},
 		"by_id_of_nobody_and_one_down": {image: &runtimeapi.ImageSpec{Image: id("77")}, change: func(p *pair) { p.b.stop() }, code: codes.Unavailable},
 		"by_id_of_both": {image: &runtimeapi.ImageSpec{Image: id("5")}, change: func(p *pair) {
