@@ -37,7 +37,7 @@ func listImages(ctx context.Context, p *Proxy, c *call) (frame, error) {
 	for _, it := range items {
 		list = append(list, it.raw...)
 	}
-	return newFrame(list), nil
+	return join(newFrame(list), beside(join(answers...))), nil
 }
 
 // streamImages is listImages in several messages: an image can be sent only when all are known.
@@ -49,10 +49,14 @@ func streamImages(ctx context.Context, p *Proxy, c *call) error {
 		return err
 	}
 	lists := make([][]item, len(feeds))
+	var rest frame
 	for i, f := range feeds {
 		err := f.drain(func(m frame) error {
 			items, err := imageListing.items(f.b, m)
-			lists[i] = append(lists[i], items...)
+			if err == nil {
+				lists[i] = append(lists[i], items...)
+				rest = join(rest, beside(m))
+			}
 			return err
 		})
 		if err != nil {
@@ -63,7 +67,14 @@ func streamImages(ctx context.Context, p *Proxy, c *call) error {
 	if err != nil {
 		return err
 	}
-	for _, batch := range cut(items) {
+	batches := cut(items)
+	if rest.parts.Len() > 0 {
+		if len(batches) == 0 {
+			batches = []frame{{}}
+		}
+		batches[0] = join(batches[0], rest)
+	}
+	for _, batch := range batches {
 		if err := c.stream.SendMsg(&batch); err != nil {
 			return err
 		}

@@ -66,15 +66,28 @@ func (p *Proxy) imageByID(ctx context.Context, c *call, id string) (frame, error
 	if found >= 0 && whole { // an id is that of its content, wherever it is
 		return answers[found], nil
 	}
-	for _, err := range failed {
-		if err != nil {
+	none := -1 // who answers that there is none
+	for i, err := range failed {
+		switch {
+		case err == nil && none < 0:
+			none = i
+		case err != nil && !lacks(err):
 			return frame{}, unsure(ctx, err, "it is not known whether there is an image %s", id)
 		}
 	}
-	if found >= 0 {
+	switch {
+	case found >= 0:
 		return answers[found], nil
+	case none >= 0:
+		return answers[none], nil
 	}
-	return answers[0], nil
+	return frame{}, failed[0]
+}
+
+// lacks tells whether a runtime's error means that it has no such image: it does not know it, or takes its name for a wrong one.
+func lacks(err error) bool {
+	code := status.Code(err)
+	return code == codes.NotFound || code == codes.InvalidArgument
 }
 
 func sameImage(a, b []byte) bool {
@@ -187,14 +200,14 @@ func imageSpec(c *call) (raw []byte, spec *runtimeapi.ImageSpec, err error) {
 	return raw, spec, err
 }
 
-// hasImage asks a runtime for an image. Images that it takes for wrong names, and unknown ones, it does not have.
+// hasImage asks a runtime for an image.
 func (b *backend) hasImage(ctx context.Context, spec []byte) (bool, error) {
 	resp, err := b.invoke(ctx, runtimeapi.ImageService_ImageStatus_FullMethodName, newFrame(wrap(1, spec)))
-	switch status.Code(err) {
-	case codes.OK:
+	switch {
+	case err == nil:
 		image, err := lookUp(resp.bytes(), 1)
 		return len(image) > 0, err
-	case codes.NotFound, codes.InvalidArgument:
+	case lacks(err):
 		return false, nil
 	}
 	return false, err

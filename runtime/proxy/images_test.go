@@ -77,6 +77,13 @@ func TestImageStatus(t *testing.T) {
 		"by_id_with_the_other_down":    {image: &runtimeapi.ImageSpec{Image: id("be")}, change: func(p *pair) { p.a.stop() }, want: "be"},
 		"by_id_with_the_other_hanging": {image: &runtimeapi.ImageSpec{Image: id("be")}, change: func(p *pair) { p.proxy.patience = time.Millisecond; p.a.does("", hangs) }, want: "be"},
 		"by_beginning_with_one_down":   {image: &runtimeapi.ImageSpec{Image: id("be")[:13]}, change: func(p *pair) { p.a.stop() }, code: codes.Unavailable},
+		"by_id_that_another_refuses":   {image: &runtimeapi.ImageSpec{Image: id("ae")[:13]}, change: func(p *pair) { p.b.does("ImageStatus", fails(status.Error(codes.InvalidArgument, "no name"))) }, want: "ae"},
+		"by_id_that_another_lacks":     {image: &runtimeapi.ImageSpec{Image: id("be")[:13]}, change: func(p *pair) { p.a.does("ImageStatus", fails(status.Error(codes.NotFound, "none"))) }, want: "be"},
+		"by_id_that_one_refuses":       {image: &runtimeapi.ImageSpec{Image: id("77")}, change: func(p *pair) { p.a.does("ImageStatus", fails(status.Error(codes.InvalidArgument, "no name"))) }},
+		"by_id_that_both_refuse": {image: &runtimeapi.ImageSpec{Image: id("77")[:13]}, change: func(p *pair) {
+			p.a.does("ImageStatus", fails(status.Error(codes.InvalidArgument, "no name")))
+			p.b.does("ImageStatus", fails(status.Error(codes.InvalidArgument, "no name")))
+		}, code: codes.InvalidArgument},
 		"by_id_of_nobody":              {image: &runtimeapi.ImageSpec{Image: id("77")}},
 		"by_id_of_nobody_and_one_down": {image: &runtimeapi.ImageSpec{Image: id("77")}, change: func(p *pair) { p.b.stop() }, code: codes.Unavailable},
 		"by_id_of_both": {image: &runtimeapi.ImageSpec{Image: id("5")}, change: func(p *pair) {
@@ -172,6 +179,33 @@ func TestListImages(t *testing.T) {
 	batch, err := stream.Recv()
 	if diff := cmp.Diff(want, batch.GetImages(), protocmp.Transform()); err != nil || diff != "" {
 		t.Errorf("by stream: %v\n%s", err, diff)
+	}
+}
+
+// TestListImages_newer: fields beside the images stay where images are merged.
+func TestListImages_newer(t *testing.T) {
+	p := newPair(t)
+	p.b.node.images = p.a.node.images
+	for i, s := range []*scripted{p.a, p.b} {
+		list, batch := &runtimeapi.ListImagesResponse{Images: s.node.images}, &runtimeapi.StreamImagesResponse{Images: s.node.images}
+		for _, m := range []proto.Message{list, batch} {
+			m.ProtoReflect().SetUnknown([]byte{0xba, 0x3e, 1, 'x' + byte(i)})
+		}
+		s.does("ListImages", replies(list))
+		s.does("StreamImages", replies(batch))
+	}
+	const want = "\xba\x3e\x01x\xba\x3e\x01y"
+	resp, err := p.images.ListImages(t.Context(), &runtimeapi.ListImagesRequest{})
+	if err != nil || len(resp.Images) != 1 || string(resp.ProtoReflect().GetUnknown()) != want {
+		t.Errorf("%v, %v", resp, err)
+	}
+	stream, err := p.images.StreamImages(t.Context(), &runtimeapi.StreamImagesRequest{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	batch, err := stream.Recv()
+	if err != nil || len(batch.Images) != 1 || string(batch.ProtoReflect().GetUnknown()) != want {
+		t.Errorf("by stream: %v, %v", batch, err)
 	}
 }
 

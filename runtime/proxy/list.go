@@ -95,6 +95,18 @@ func (l listing) items(b *backend, list frame) ([]item, error) {
 	return items, nil
 }
 
+// beside gives the fields of a list that are no items: a newer CRI may have some.
+func beside(list frame) frame {
+	var rest []byte
+	_ = fields(list.bytes(), func(f field) bool { // it has been parsed before
+		if f.num != itemsField {
+			rest = append(rest, f.raw...)
+		}
+		return true
+	})
+	return newFrame(rest)
+}
+
 // nonsense is the error for an answer that cannot be read.
 func (b *backend) nonsense(method string, err error) error {
 	return status.Errorf(codes.Internal, "runtime %s: its answer to %s cannot be read: %v", b.Runtime, method, err)

@@ -19,7 +19,7 @@ func metricDescriptors(ctx context.Context, p *Proxy, c *call) (frame, error) {
 	if err != nil {
 		return frame{}, err
 	}
-	union := frame{}
+	union := beside(join(answers...))
 	labels := map[string][]byte{}
 	for i, answer := range answers {
 		items, err := descriptorList.items(by[i], answer)

@@ -73,21 +73,26 @@ func (p *Proxy) report(ctx context.Context, c *call, b *backend) report {
 func (p *Proxy) mergeStatus(reports []report) *runtimeapi.StatusResponse {
 	merged := proto.Clone(reports[0].StatusResponse).(*runtimeapi.StatusResponse)
 	merged.Status = &runtimeapi.RuntimeStatus{Conditions: conditions(reports)}
+	keepNewer(merged.Status, reports, func(r report) proto.Message { return r.GetStatus() })
 	merged.RuntimeHandlers = p.mergeHandlers(reports)
 	merged.Features = commonFeatures(reports)
 	merged.Info = map[string]string{}
-	var newer []byte
 	for _, r := range reports {
 		for key, value := range r.Info {
 			merged.Info[r.b.Name+"/"+key] = value
 		}
-		if r.b.index > 0 {
-			newer = append(newer, r.ProtoReflect().GetUnknown()...)
-		}
 	}
-	// What the default runtime says counts: it comes last.
-	merged.ProtoReflect().SetUnknown(append(newer, reports[0].ProtoReflect().GetUnknown()...))
+	keepNewer(merged, reports, func(r report) proto.Message { return r.StatusResponse })
 	return merged
+}
+
+// keepNewer puts together the fields of a newer CRI. What the default runtime says counts: it comes last.
+func keepNewer(merged proto.Message, reports []report, part func(report) proto.Message) {
+	var newer []byte
+	for _, r := range append(slices.Clone(reports[1:]), reports[0]) {
+		newer = append(newer, part(r).ProtoReflect().GetUnknown()...)
+	}
+	merged.ProtoReflect().SetUnknown(newer)
 }
 
 // conditions are those of the default runtime, of which RuntimeReady speaks for all essential runtimes and NetworkReady for

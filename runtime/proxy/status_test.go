@@ -91,6 +91,8 @@ func TestStatus_merged(t *testing.T) {
 	b.RuntimeHandlers[1].ProtoReflect().SetUnknown(newer)
 	b.RuntimeHandlers = append(b.RuntimeHandlers, &runtimeapi.RuntimeHandler{Name: "runc"}) // the default's
 	b.ProtoReflect().SetUnknown(newer)
+	b.Status.ProtoReflect().SetUnknown(newer)
+	a.Status.ProtoReflect().SetUnknown([]byte{0xba, 0x3e, 1, 'y'})
 	p.a.does("Status", replies(a))
 	p.b.does("Status", replies(b))
 	resp, err := p.rt.Status(t.Context(), &runtimeapi.StatusRequest{Verbose: true})
@@ -111,6 +113,9 @@ func TestStatus_merged(t *testing.T) {
 	}
 	if string(resp.ProtoReflect().GetUnknown()) != string(newer) {
 		t.Errorf("unknown fields: %q", resp.ProtoReflect().GetUnknown())
+	}
+	if got := string(resp.Status.ProtoReflect().GetUnknown()); got != string(newer)+"\xba\x3e\x01y" {
+		t.Errorf("unknown fields of the status itself: %q", got)
 	}
 }
 
@@ -172,8 +177,14 @@ func TestListMetricDescriptors(t *testing.T) {
 	if got := names(); got != "containerd_seconds() both_seconds(id) virtlet_seconds()" {
 		t.Error(got)
 	}
-	p.b.does("ListMetricDescriptors", replies(&runtimeapi.ListMetricDescriptorsResponse{Descriptors: []*runtimeapi.MetricDescriptor{{Name: "both_seconds", LabelKeys: []string{"other"}}}}))
+	other := &runtimeapi.ListMetricDescriptorsResponse{Descriptors: []*runtimeapi.MetricDescriptor{{Name: "both_seconds", LabelKeys: []string{"other"}}}}
+	other.ProtoReflect().SetUnknown([]byte{0xba, 0x3e, 1, 'x'})
+	p.b.does("ListMetricDescriptors", replies(other))
 	if got := names(); got != "containerd_seconds() both_seconds(id)" {
 		t.Errorf("with other labels: %s", got)
+	}
+	resp, err := p.rt.ListMetricDescriptors(t.Context(), &runtimeapi.ListMetricDescriptorsRequest{})
+	if got := resp.ProtoReflect().GetUnknown(); err != nil || string(got) != "\xba\x3e\x01x" {
+		t.Errorf("fields of a newer CRI: %q, %v", got, err)
 	}
 }
