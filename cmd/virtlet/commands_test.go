@@ -14,6 +14,9 @@ func TestCommandFaults(t *testing.T) {
 		{"unknown", []string{"frobnicate"}, `unknown command "frobnicate"; see virtlet --help`},
 		{"mistyped", []string{"chek"}, `unknown command "chek" (did you mean "check"?); see virtlet --help`},
 		{"argument_too_many", []string{"check", "it"}, `virtlet check takes no argument, but was given "it"; see virtlet check --help`},
+		{"unknown_of_a_group", []string{"image", "frobnicate"}, `unknown command "frobnicate"; see virtlet image --help`},
+		{"mistyped_of_a_group", []string{"image", "pul", "x"}, `unknown command "pul" (did you mean "pull"?); see virtlet image --help`},
+		{"argument_missing", []string{"image", "pull"}, "accepts 1 arg(s), received 0; write virtlet image pull NAME [flags]"},
 		{"unknown_flag", []string{"version", "--bar"}, `unknown flag: --bar; see virtlet version --help`},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
