@@ -50,9 +50,9 @@ var foreign = []struct{ magic, what string }{
 }
 
 // Inspect tells what the image at path is, or refuses it with an error that names the fault; the caller, who knows where
-// the image came from, names the image. A qcow2 image is parsed
-// by us, and what passes is checked by qemu-img in a cage, which must be able to read it. A raw disk is taken only if its
-// first sector is a boot record. Nothing is written; it takes at most a minute.
+// the image came from, names the image. A qcow2 image is parsed by us, and what passes is checked by qemu-img in a cage,
+// which must be able to read it. A raw disk is taken only if its first sector is a boot record. Nothing is written; it
+// takes at most a minute.
 func (i Inspector) Inspect(ctx context.Context, path string) (Info, error) {
 	// An absolute path is neither an option nor a protocol to qemu-img.
 	path, err := filepath.Abs(path)
