@@ -2,8 +2,28 @@ package main
 
 import (
 	"io"
+	"strings"
 	"testing"
 )
+
+func TestHelp(t *testing.T) {
+	for _, tc := range []struct {
+		args     []string
+		has, not string
+	}{
+		{[]string{"--help"}, "--vm-users", "for this command, too"},
+		{[]string{"image", "pull", "--help"}, "The flags of virtlet are for this command, too: see virtlet --help", "--vm-users"},
+		{[]string{"image"}, "watch ", "--vm-users"},
+	} {
+		var out strings.Builder
+		root := newRootCommand()
+		root.SetArgs(tc.args)
+		root.SetOut(&out)
+		if err := root.Execute(); err != nil || !strings.Contains(out.String(), tc.has) || strings.Contains(out.String(), tc.not) {
+			t.Errorf("%q: %v\n%s", tc.args, err, out.String())
+		}
+	}
+}
 
 func TestCommandFaults(t *testing.T) {
 	for _, tc := range []struct {

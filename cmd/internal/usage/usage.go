@@ -5,6 +5,7 @@ package usage
 
 import (
 	"fmt"
+	"strings"
 
 	"github.com/spf13/cobra"
 )
@@ -12,8 +13,13 @@ import (
 // suggestionDistance is in how many letters a command may differ from the one that is meant.
 const suggestionDistance = 2
 
-// Explain makes errors of flags name the command whose help tells more, and those of commands the one that is meant.
+// inherited is the part of cobra's help with the root command's flags.
+const inherited = "Global Flags:\n{{.InheritedFlags.FlagUsages | trimTrailingWhitespaces}}"
+
+// Explain makes errors of flags name the command whose help tells more, and those of commands the one that is meant. The
+// help of a subcommand does not repeat the root's flags, of which there is one for each setting.
 func Explain(root *cobra.Command) {
+	root.SetUsageTemplate(strings.Replace(root.UsageTemplate(), inherited, "The flags of {{.Root.Name}} are for this command, too: see {{.Root.Name}} --help", 1))
 	root.SuggestionsMinimumDistance = suggestionDistance
 	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
 		return fmt.Errorf("%w; see %s --help", err, cmd.CommandPath())
