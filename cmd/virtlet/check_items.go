@@ -266,7 +266,7 @@ func (p prober) translations(context.Context) []checkItem {
 	case len(faults) > 0:
 		return []checkItem{warning(name, errors.Join(faults...).Error(), "see the detail, and docs/images.md")}
 	case rules == 0:
-		return []checkItem{ok(name, "none in %s: image names are hosts and paths, or local", dir)}
+		return []checkItem{ok(name, "none in %s: names below virtlet.cloud/ are hosts and paths, or local files", dir)}
 	}
 	return []checkItem{ok(name, "%d in %s", rules, dir)}
 }

@@ -27,8 +27,6 @@ func newRootCommand() *cobra.Command {
 		Args:          usage.NoArgs,
 		SilenceUsage:  true,
 		SilenceErrors: true,
-		// Letters in which a command may differ from the one that is meant.
-		SuggestionsMinimumDistance: 2,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			conf, _, err := effective(file, cmd.Flags())
 			if err != nil {

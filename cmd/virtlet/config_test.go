@@ -46,6 +46,7 @@ log-level: debug
 metrics-address: 127.0.0.1:9617
 allow-spoofing: true
 nic-offload: false
+listen: unix:///run/v/v.sock
 image-plain-http-hosts: [registry, "10.0.0.1:80", "::1", "[::1]:80"]
 `, "--accel=kvm", "--cni-exclusive", "--image-local-dirs=/x,/y", "--image-local-dirs=/z")
 	if err != nil {
@@ -53,6 +54,7 @@ image-plain-http-hosts: [registry, "10.0.0.1:80", "::1", "[::1]:80"]
 	}
 	want := defaults()
 	want.StateDir, want.CNIBinDirs, want.Handlers = "/srv/virtlet", []string{"/a", "/b"}, []string{"vm"}
+	want.Listen = "/run/v/v.sock"
 	want.MetricsAddress = "127.0.0.1:9617"
 	want.AllowSpoofing, want.NICOffload = true, false
 	want.DefaultMemory, want.CNITimeout, want.CNIExclusive, want.LogLevel = 1536<<20, 90*time.Second, true, "debug"

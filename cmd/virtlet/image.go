@@ -16,13 +16,11 @@ import (
 )
 
 func imageCommand(file *string) *cobra.Command {
-	cmd := &cobra.Command{
+	return usage.Group(&cobra.Command{
 		Use:   "image",
 		Short: "List, pull, import and remove the images of this node, and watch them come",
 		Long:  "image asks the daemon that listens on the socket of the setting `listen`.",
-	}
-	cmd.AddCommand(imageList(file), imagePull(file), imageImport(file), imageRemove(file), imageWatch(file))
-	return cmd
+	}, imageList(file), imagePull(file), imageImport(file), imageRemove(file), imageWatch(file))
 }
 
 // withClient makes a command's work of a function that needs the daemon.
@@ -66,7 +64,7 @@ type stored struct {
 func imagePull(file *string) *cobra.Command {
 	var format string
 	cmd := &cobra.Command{
-		Use: "pull NAME", Short: "Bring an image onto this node, and show how far it is", Args: cobra.ExactArgs(1),
+		Use: "pull NAME", Short: "Bring an image onto this node, and show how far it is", Args: usage.Args(cobra.ExactArgs(1)),
 		RunE: withClient(file, func(cmd *cobra.Command, c *client, args []string) error {
 			var id string
 			err := c.watched(cmd.Context(), args[0], newMeter(cmd.ErrOrStderr()), func(ctx context.Context) error {
@@ -87,7 +85,7 @@ func imagePull(file *string) *cobra.Command {
 func imageImport(file *string) *cobra.Command {
 	var format string
 	cmd := &cobra.Command{
-		Use: "import FILE NAME", Short: "Take a file of this host as an image", Args: cobra.ExactArgs(2),
+		Use: "import FILE NAME", Short: "Take a file of this host as an image", Args: usage.Args(cobra.ExactArgs(2)),
 		Long: "import makes an image of a file: qcow2 or raw, which gzip, xz or zstd may have compressed. The file stays.\n" +
 			"With a digest in the name (NAME@sha256:…) content that has another one is refused.",
 		RunE: withClient(file, func(cmd *cobra.Command, c *client, args []string) error {
@@ -120,7 +118,7 @@ func printStored(cmd *cobra.Command, format string, s stored) error {
 
 func imageRemove(file *string) *cobra.Command {
 	return &cobra.Command{
-		Use: "rm NAME...", Aliases: []string{"remove"}, Short: "Forget images with all their names", Args: cobra.MinimumNArgs(1),
+		Use: "rm NAME...", Aliases: []string{"remove"}, Short: "Forget images with all their names", Args: usage.Args(cobra.MinimumNArgs(1)),
 		Long: "rm forgets images by name or id. The content stays for as long as a VM's disk is based on it.",
 		RunE: withClient(file, func(cmd *cobra.Command, c *client, args []string) error {
 			var faults []error
@@ -135,7 +133,7 @@ func imageRemove(file *string) *cobra.Command {
 func imageWatch(file *string) *cobra.Command {
 	var format string
 	cmd := &cobra.Command{
-		Use: "watch [NAME]", Short: "Watch images come, all or one", Args: cobra.MaximumNArgs(1),
+		Use: "watch [NAME]", Short: "Watch images come, all or one", Args: usage.Args(cobra.MaximumNArgs(1)),
 		Long: "watch shows the pulls and imports that are under way, and those that begin, until it is interrupted. With a name it\n" +
 			"shows the next end of that one alone, and fails if the pull does.",
 		RunE: withClient(file, func(cmd *cobra.Command, c *client, args []string) error {

@@ -110,7 +110,7 @@ func settings(c *Config) setting.Table {
 		setting.Key("state-dir", "`directory` of what survives a reboot: database, images, root disks", setting.Path(&c.StateDir)),
 		setting.Key("run-dir", "`directory` of what lives as long as the boot: sockets, exit records", setting.Path(&c.RunDir)),
 		setting.Key("netns-dir", "`directory` in which pod network namespaces are pinned", setting.Path(&c.NetnsDir)),
-		setting.Key("listen", "`path` of the unix socket on which CRI is served", setting.Path(&c.Listen, setting.SocketLength)),
+		setting.Key("listen", "`path` of the unix socket on which CRI is served", socketPath(&c.Listen)),
 		setting.Key("streaming-address", "loopback `address` (host:port) for attach and port-forward; port 0 takes a free one", setting.Text(&c.StreamingAddress, loopback)),
 		setting.Key("metrics-address", "`address` (host:port) at which Prometheus finds /metrics; empty means nowhere", setting.Text(&c.MetricsAddress, optionalAddress)),
 		setting.Key("handlers", "runtime handlers that pods may ask for (RuntimeClass); an empty one is the default handler", setting.List(&c.Handlers, setting.HandlerName)),

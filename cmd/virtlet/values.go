@@ -30,6 +30,12 @@ func size(to *int64, least int64) pflag.Value {
 	}, func() string { return resource.NewQuantity(*to, resource.BinarySI).String() })
 }
 
+// socketPath is the path of a unix socket; unix:// before it, as kubelet and crictl write it, will do.
+func socketPath(to *string) pflag.Value {
+	path := setting.Path(to, setting.SocketLength)
+	return setting.New(path.Type(), func(s string) error { return path.Set(strings.TrimPrefix(s, "unix://")) }, path.String)
+}
+
 // leastUser is the least number that may be a VM's user: below are the system's own (login.defs(5)).
 const leastUser = 1000
 

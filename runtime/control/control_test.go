@@ -180,6 +180,11 @@ func TestStages(t *testing.T) {
 	if len(stages) != len(controlv1.Stage_name)-1 {
 		t.Errorf("%d stages here, %d in the protocol", len(stages), len(controlv1.Stage_name)-1)
 	}
+	for _, stage := range image.Stages {
+		if _, ok := stages[stage]; !ok {
+			t.Errorf("the protocol has no word for %s", stage)
+		}
+	}
 	for stage, word := range stages {
 		if want := "STAGE_" + strings.ToUpper(string(stage)); word.String() != want {
 			t.Errorf("%s is %s, want %s", stage, word, want)

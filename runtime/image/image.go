@@ -134,8 +134,6 @@ type Config struct {
 	InsecureHosts []string
 	// LocalDirs are the absolute directories below which files may be imported, by path or by a name without host.
 	LocalDirs []string
-	// LocalNames maps names without host to absolute paths of files.
-	LocalNames map[string]string
 	// Pinned names images that kubelet's garbage collection is to spare.
 	Pinned []string
 	// MaxBytes bounds the content's size; 0 means DefaultMaxBytes.

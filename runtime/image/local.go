@@ -64,9 +64,6 @@ func (s *Service) openPath(path string) (localFile, error) {
 
 // openLocal opens what a name without a host stands for.
 func (s *Service) openLocal(name string) (localFile, error) {
-	if path, ok := s.cfg.LocalNames[name]; ok {
-		return openBelow(filepath.Dir(path), filepath.Base(path))
-	}
 	for _, dir := range s.cfg.LocalDirs {
 		for _, suffix := range []string{"", ".qcow2", ".img", ".raw"} {
 			f, err := openBelow(dir, name+suffix)
@@ -75,7 +72,7 @@ func (s *Service) openLocal(name string) (localFile, error) {
 			}
 		}
 	}
-	return localFile{}, fmt.Errorf("%w: %q has no host, and is neither among the configured local names nor a file in the local directories (%s)",
+	return localFile{}, fmt.Errorf("%w: %q has no host, no translation rule is for it, and it is no file in the local directories (%s): correct the name, or write a rule",
 		ErrNotFound, name, orNone(s.cfg.LocalDirs))
 }
 

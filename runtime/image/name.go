@@ -170,6 +170,9 @@ func (r *reference) checkRepo(name string) error {
 	if strings.ContainsAny(p, "@?#\\") {
 		return invalidName(name, "@, ?, # and \\ are not allowed")
 	}
+	if p == bare && strings.Contains(p, "://") {
+		return invalidName(name, "a URL begins with http://, https:// or file://, and a registry's image with its host")
+	}
 	if rel := strings.TrimPrefix(p, "/"); path.Clean(rel) != rel || rel == "." || rel == ".." || strings.HasPrefix(rel, "../") || rel[0] == '/' {
 		return invalidName(name, "the path must be plain, without . and .. and empty elements")
 	}

@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"regexp"
 	"strconv"
 
 	"github.com/virtlet/virtlet/runtime/image/registry"
@@ -45,7 +46,11 @@ func (s *Service) resolve(ctx context.Context, ref reference, to target, auth *A
 	case to.local != "":
 		f, err := s.openLocal(to.local)
 		if errors.Is(err, ErrNotFound) && to.repository != "" && s.cfg.Registry != nil {
-			return s.registryPlace(ctx, ref, to.repository, auth)
+			p, err := s.registryPlace(ctx, ref, to.repository, auth)
+			if err != nil {
+				err = fmt.Errorf("%w; nor is it a file in the local directories (%s)", err, orNone(s.cfg.LocalDirs))
+			}
+			return p, err
 		}
 		return filePlace(ref, f, err)
 	default:
@@ -84,15 +89,22 @@ func keyOf(parts ...string) string {
 	return hex.EncodeToString(sum[:])
 }
 
+// diskFileName is what files of disks are called, and repositories seldom.
+var diskFileName = regexp.MustCompile(`\.(qcow2|img|raw)(\.(gz|xz|zst))?$`)
+
 // registryPlace asks a registry for a name's manifest. The layers are known by their digests, so they are the same
 // whoever asks: the registry has just shown that this caller may have them.
 func (s *Service) registryPlace(ctx context.Context, ref reference, repository string, auth *Auth) (place, error) {
 	if s.cfg.Registry == nil {
 		return place{}, fmt.Errorf("%w %q: no registry is configured", ErrInvalidName, ref)
 	}
+	asked := ref.repo
 	ref.repo = repository
 	disk, err := s.cfg.Registry.Resolve(ctx, ref.String(), auth)
 	if err != nil {
+		if asked == repository && diskFileName.MatchString(asked) {
+			err = fmt.Errorf("%w; if it is the file at https://%s, call it %[3]s%[2]s", err, asked, prefix)
+		}
 		return place{}, err
 	}
 	p := place{ref: ref, disk: disk, digest: disk.Digest}

@@ -26,6 +26,9 @@ const (
 	Failed      Stage = "failed"
 )
 
+// Stages are all of them, in their order.
+var Stages = []Stage{Resolving, Queued, Downloading, Unpacking, Verifying, Flattening, Storing, Done, Failed}
+
 // Progress is how far a pull or an import has come.
 type Progress struct {
 	// Image is the canonical name, which has no credentials.

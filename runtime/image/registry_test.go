@@ -128,6 +128,15 @@ func TestPullRegistry(t *testing.T) {
 			}
 		}
 	})
+	t.Run("name_of_a_file", func(t *testing.T) {
+		r, ts := withRegistry(t)
+		advice := "if it is the file at https://" + r.Host + "/images/debian.qcow2, call it virtlet.cloud/" + r.Host + "/images/debian.qcow2"
+		_, err := ts.Pull(t.Context(), r.Host+"/images/debian.qcow2", nil)
+		wantError(t, err, ErrNotFound, advice)
+		if _, err = ts.Pull(t.Context(), r.Host+"/images/debian", nil); err == nil || strings.Contains(err.Error(), "call it") {
+			t.Errorf("error is %v", err)
+		}
+	})
 	t.Run("other_bytes_in_the_place_of_a_layer", func(t *testing.T) {
 		r, ts := withRegistry(t)
 		// So long that unpacking fails before the end.

@@ -165,7 +165,7 @@ func TestFollow(t *testing.T) {
 	<-cancelled
 	expect(t, endpoint(t, m)(),
 		`virtlet_image_pulls_in_progress{stage="queued"} 1`, `virtlet_image_pulls_in_progress{stage="downloading"} 2`,
-		`virtlet_image_pulls_in_progress{stage="storing"} 0`,
+		`virtlet_image_pulls_in_progress{stage="storing"} 0`, `virtlet_image_pulls_in_progress{stage="flattening"} 0`,
 	)
 }
 

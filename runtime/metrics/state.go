@@ -2,6 +2,7 @@ package metrics
 
 import (
 	"context"
+	"slices"
 	"sync"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -33,9 +34,8 @@ var (
 		supervisor.VMCreating, supervisor.VMCreated, supervisor.VMStarting, supervisor.VMRunning, supervisor.VMStopping, supervisor.VMExited,
 		supervisor.VMRemoving,
 	}
-	stages = []image.Stage{
-		image.Resolving, image.Queued, image.Downloading, image.Unpacking, image.Verifying, image.Storing,
-	}
+	// Those of pulls that have not ended.
+	stages = slices.DeleteFunc(slices.Clone(image.Stages), func(s image.Stage) bool { return image.Progress{Stage: s}.Ended() })
 )
 
 // state collects what is asked for at each scrape.

@@ -49,18 +49,11 @@ var foreign = []struct{ magic, what string }{
 	{"{", "a JSON document, perhaps an error of the server"},
 }
 
-// Inspect tells what the image at path is, or refuses it with an error that names the fault. A qcow2 image is parsed
-// by us, and what passes is checked by qemu-img in a cage, which must be able to read it. A raw disk is taken only if its
-// first sector is a boot record. Nothing is written; it takes at most a minute.
+// Inspect tells what the image at path is, or refuses it with an error that names the fault; the caller, who knows where
+// the image came from, names the image. A qcow2 image is parsed by us, and what passes is checked by qemu-img in a cage,
+// which must be able to read it. A raw disk is taken only if its first sector is a boot record. Nothing is written; it
+// takes at most a minute.
 func (i Inspector) Inspect(ctx context.Context, path string) (Info, error) {
-	info, err := i.inspect(ctx, path)
-	if err != nil {
-		return Info{}, fmt.Errorf("inspecting image %s: %w", path, err)
-	}
-	return info, nil
-}
-
-func (i Inspector) inspect(ctx context.Context, path string) (Info, error) {
 	// An absolute path is neither an option nor a protocol to qemu-img.
 	path, err := filepath.Abs(path)
 	if err != nil {
@@ -117,7 +110,7 @@ func checkRaw(first []byte, fileSize int64) error {
 	case len(first) < sectorSize:
 		return fmt.Errorf("%w: %d bytes are less than a sector", ErrNotADisk, len(first))
 	case string(first[sectorSize-2:]) != mbrSignature:
-		return fmt.Errorf("%w: it is neither qcow2 nor has it a boot record", ErrNotADisk)
+		return fmt.Errorf("%w: it is neither qcow2 nor has it a boot record; if it is a raw disk without one, convert it with qemu-img convert -f raw -O qcow2", ErrNotADisk)
 	case fileSize%sectorSize != 0:
 		return fmt.Errorf("%w: %d bytes are not whole sectors", ErrTruncated, fileSize)
 	case fileSize > MaxVirtualSize:

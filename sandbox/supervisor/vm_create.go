@@ -42,7 +42,7 @@ func (s *Supervisor) CreateVM(ctx context.Context, podID string, spec VMSpec) (V
 func (s *Supervisor) createVM(ctx context.Context, p *pod, spec VMSpec) (*vm, error) {
 	rec := *p.rec.Load()
 	if rec.State != PodReady {
-		return nil, fmt.Errorf("%w: the pod sandbox is %s, not ready", ErrState, rec.State)
+		return nil, fmt.Errorf("%w: the pod sandbox is not ready (its state is %s): make a new one", ErrState, rec.State)
 	}
 	if old, err := s.vacancy(ctx, p, spec); old != nil || err != nil {
 		return old, err

@@ -52,7 +52,7 @@ func (s *Supervisor) startVM(ctx context.Context, v *vm) error {
 		return fmt.Errorf("%w: it is %s; only a created VM can be started", ErrState, rec.State)
 	}
 	if pod := v.pod.rec.Load(); pod.State != PodReady {
-		return fmt.Errorf("%w: the pod sandbox is %s, not ready", ErrState, pod.State)
+		return fmt.Errorf("%w: the pod sandbox is not ready (its state is %s): make a new one", ErrState, pod.State)
 	}
 	if _, err := s.setVM(v, func(rec *VM) bool { rec.State = VMStarting; return true }); err != nil {
 		return err

@@ -38,6 +38,8 @@ const (
 	// STAGE_VERIFYING looks whether the content is a disk image that may be run.
 	Stage_STAGE_VERIFYING Stage = 5
 	Stage_STAGE_STORING   Stage = 6
+	// STAGE_FLATTENING makes a raw disk of an image that has come; it is between verifying and storing.
+	Stage_STAGE_FLATTENING Stage = 9
 	// STAGE_DONE and STAGE_FAILED are ends.
 	Stage_STAGE_DONE   Stage = 7
 	Stage_STAGE_FAILED Stage = 8
@@ -53,6 +55,7 @@ var (
 		4: "STAGE_UNPACKING",
 		5: "STAGE_VERIFYING",
 		6: "STAGE_STORING",
+		9: "STAGE_FLATTENING",
 		7: "STAGE_DONE",
 		8: "STAGE_FAILED",
 	}
@@ -64,6 +67,7 @@ var (
 		"STAGE_UNPACKING":   4,
 		"STAGE_VERIFYING":   5,
 		"STAGE_STORING":     6,
+		"STAGE_FLATTENING":  9,
 		"STAGE_DONE":        7,
 		"STAGE_FAILED":      8,
 	}
@@ -409,7 +413,7 @@ const file_runtime_control_v1_control_proto_rawDesc = "" +
 	"\bimage_id\x18\x01 \x01(\tR\aimageId\x12\x12\n" +
 	"\x04size\x18\x02 \x01(\x03R\x04size\x12!\n" +
 	"\fvirtual_size\x18\x03 \x01(\x03R\vvirtualSize\x12\x16\n" +
-	"\x06format\x18\x04 \x01(\tR\x06format*\xbb\x01\n" +
+	"\x06format\x18\x04 \x01(\tR\x06format*\xd1\x01\n" +
 	"\x05Stage\x12\x15\n" +
 	"\x11STAGE_UNSPECIFIED\x10\x00\x12\x10\n" +
 	"\fSTAGE_QUEUED\x10\x01\x12\x13\n" +
@@ -417,7 +421,8 @@ const file_runtime_control_v1_control_proto_rawDesc = "" +
 	"\x11STAGE_DOWNLOADING\x10\x03\x12\x13\n" +
 	"\x0fSTAGE_UNPACKING\x10\x04\x12\x13\n" +
 	"\x0fSTAGE_VERIFYING\x10\x05\x12\x11\n" +
-	"\rSTAGE_STORING\x10\x06\x12\x0e\n" +
+	"\rSTAGE_STORING\x10\x06\x12\x14\n" +
+	"\x10STAGE_FLATTENING\x10\t\x12\x0e\n" +
 	"\n" +
 	"STAGE_DONE\x10\a\x12\x10\n" +
 	"\fSTAGE_FAILED\x10\b2\xa8\x01\n" +

@@ -231,7 +231,7 @@ func TestPlainHTTP(t *testing.T) {
 	r.Push(t, "vm", "v1", image(t))
 	n := newNode(t)
 	_, err := n.resolve(r.Host+"/vm:v1", nil)
-	wantFault(t, err, source.ErrUnavailable, "HTTP response to HTTPS client")
+	wantFault(t, err, source.ErrUnavailable, "HTTP response to HTTPS client: to do without TLS")
 	n.PlainHTTP = func(hostPort string) bool { return hostPort == r.Host }
 	content, _, err := n.pull(r.Host+"/vm:v1", nil)
 	wantDisk(t, content, err)

@@ -3,6 +3,7 @@ package source
 import (
 	"context"
 	"crypto/tls"
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"net"
@@ -57,12 +58,23 @@ func TransferError(ctx context.Context, u *url.URL, err error) error {
 	// A TLS alert of the server's is such an OpError (crypto/tls, Conn.readRecord).
 	op := (*net.OpError)(nil)
 	lasting := errors.As(err, &op) && op.Op == "remote error" || errors.Is(err, ErrRedirect) || errors.As(err, new(*tls.CertificateVerificationError)) || errors.As(err, new(tls.AlertError)) ||
-		errors.As(err, new(tls.RecordHeaderError))
-	err = fmt.Errorf("%w: getting %s: %w", ErrUnavailable, RedactURL(u), err)
+		errors.As(err, new(tls.RecordHeaderError)) || errors.Is(err, http.ErrSchemeMismatch)
+	err = fmt.Errorf("%w: getting %s: %w%s", ErrUnavailable, RedactURL(u), err, tlsAdvice(err))
 	if lasting {
 		return err
 	}
 	return &retryable{error: err}
+}
+
+// tlsAdvice is what to do about a fault of TLS that the node's operator can mend.
+func tlsAdvice(err error) string {
+	switch {
+	case errors.Is(err, http.ErrSchemeMismatch):
+		return ": to do without TLS, write http:// in the rule, or name the host in image-plain-http-hosts"
+	case errors.As(err, new(x509.UnknownAuthorityError)):
+		return ": to trust it, name its authority in tls.ca of the rule's transport, or put it below image-registry-hosts for a registry"
+	}
+	return ""
 }
 
 // ErrRedirect is to be wrapped by whoever refuses a redirect.

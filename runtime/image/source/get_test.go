@@ -177,3 +177,16 @@ func TestRetryAfter(t *testing.T) {
 		}
 	}
 }
+
+func TestGetByTLSFromPlainServer(t *testing.T) {
+	srv := httptest.NewServer(http.NotFoundHandler())
+	t.Cleanup(srv.Close)
+	u, err := url.Parse("https://" + srv.Listener.Addr().String() + "/disk")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, err = Get(t.Context(), Request{Client: srv.Client(), URL: u, Stall: time.Minute})
+	if _, again := Transient(err); !errors.Is(err, ErrUnavailable) || again || !strings.Contains(err.Error(), "image-plain-http-hosts") {
+		t.Errorf("tried again: %t, with %v", again, err)
+	}
+}

@@ -69,7 +69,7 @@ func TestClient_TLS(t *testing.T) {
 		want   string
 		fault  string
 	}{
-		"unknown_CA":             {open443, "{}", "", "unknown authority"},
+		"unknown_CA":             {open443, "{}", "", "unknown authority: to trust it, name its authority in tls.ca"},
 		"private_CA":             {open443, "{ca: ca.pem}", "hello ", ""},
 		"private_CA_inline":      {open443, fmt.Sprintf("{ca: %q}", ca.cert), "hello ", ""},
 		"private_CA_as_it_was":   {open443, "{certificates: [{cert: ca.pem}]}", "hello ", ""},
