@@ -58,7 +58,7 @@ func TransferError(ctx context.Context, u *url.URL, err error) error {
 	// A TLS alert of the server's is such an OpError (crypto/tls, Conn.readRecord).
 	op := (*net.OpError)(nil)
 	lasting := errors.As(err, &op) && op.Op == "remote error" || errors.Is(err, ErrRedirect) || errors.As(err, new(*tls.CertificateVerificationError)) || errors.As(err, new(tls.AlertError)) ||
-		errors.As(err, new(tls.RecordHeaderError)) || errors.As(err, new(*http.ProtocolError)) || errors.Is(err, http.ErrSchemeMismatch)
+		errors.As(err, new(tls.RecordHeaderError)) || errors.As(err, new(*http.ProtocolError)) || errors.Is(err, http.ErrSchemeMismatch) //nolint:staticcheck // some still are
 	err = fmt.Errorf("%w: getting %s: %w%s", ErrUnavailable, RedactURL(u), err, tlsAdvice(err))
 	if lasting {
 		return err
