@@ -3,6 +3,7 @@ package cgroups
 import (
 	"errors"
 	"reflect"
+	"slices"
 	"strings"
 	"testing"
 
@@ -232,5 +233,14 @@ func TestNew(t *testing.T) {
 	}
 	if _, err := New("lxc", "", "vm"); err == nil {
 		t.Error("an unknown driver was taken")
+	}
+}
+
+func TestLacking(t *testing.T) {
+	if got := lacking([]string{"memory", "cpu", "pids"}, []string{"cpu", "io"}); !slices.Equal(got, []string{"memory", "pids"}) {
+		t.Errorf("got %q", got)
+	}
+	if got := Lacking(); len(got) > 0 {
+		t.Errorf("this host runs VMs, and lacks %q", got)
 	}
 }

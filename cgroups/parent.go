@@ -7,6 +7,7 @@ import (
 	"os"
 	"path"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	ocgroups "github.com/opencontainers/cgroups"
@@ -116,6 +117,33 @@ func ParentExists(d Driver, parent string) error {
 		}
 	}
 	return nil
+}
+
+// Lacking names the controllers that a VM's group needs and that are not in sight here.
+func Lacking() []string {
+	var offered []string
+	if DetectVersion() == V2 {
+		text, err := os.ReadFile(filepath.Join(root, "cgroup.controllers"))
+		if err == nil {
+			offered = strings.Fields(string(text))
+		}
+		return lacking([]string{"memory", "cpu", "cpuset", "pids"}, offered)
+	}
+	var needed []string
+	mounted := mounts()
+	for _, h := range v1Hierarchies {
+		if h.required {
+			needed = append(needed, h.name)
+		}
+		if mounted[h.name] != "" {
+			offered = append(offered, h.name)
+		}
+	}
+	return lacking(needed, offered)
+}
+
+func lacking(needed, offered []string) []string {
+	return slices.DeleteFunc(needed, func(name string) bool { return slices.Contains(offered, name) })
 }
 
 func isDir(dir string) bool {

@@ -34,12 +34,13 @@ type prober struct {
 	host          domain.Host
 	tryCage       func(context.Context, Config) error
 	profileMode   func(string) (string, error)
+	lacking       func() []string // cgroup controllers
 }
 
 func newProber(conf Config) prober {
 	return prober{
 		conf: conf, euid: os.Geteuid(), status: "/proc/self/status", etc: "/etc",
-		tun: "/dev/net/tun", vhostNet: "/dev/vhost-net", tryCage: tryCage, profileMode: cage.ProfileMode,
+		tun: "/dev/net/tun", vhostNet: "/dev/vhost-net", tryCage: tryCage, profileMode: cage.ProfileMode, lacking: cgroups.Lacking,
 	}
 }
 
@@ -154,8 +155,9 @@ func (p prober) cgroups(context.Context) []checkItem {
 	if driver == cgroups.Systemd && detected != cgroups.Systemd {
 		return []checkItem{missing(name, detail+", but systemd is not in charge here", "set `cgroup-driver` to cgroupfs or auto, and kubelet's to the same")}
 	}
-	if err := cgroups.ParentExists(driver, ""); err != nil {
-		return []checkItem{missing(name, err.Error(), "mount the cgroup file system on /sys/fs/cgroup")}
+	if lacking := p.lacking(); len(lacking) > 0 {
+		return []checkItem{missing(name, detail+": no controller "+strings.Join(lacking, ", ")+" in sight",
+			"mount the cgroup file systems below /sys/fs/cgroup (in a container or a network namespace with a /sys of its own, bind the host's)")}
 	}
 	if version == cgroups.V1 {
 		return []checkItem{warning(name, detail, "kubelet refuses cgroup v1 by default since 1.35; boot with systemd.unified_cgroup_hierarchy=1")}

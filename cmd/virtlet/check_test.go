@@ -49,6 +49,7 @@ func goodHost(t *testing.T) prober {
 		tun: write("tun", "", 0o600), vhostNet: write("vhost-net", "", 0o600),
 		tryCage:     func(context.Context, Config) error { return nil },
 		profileMode: func(string) (string, error) { return "enforce", nil },
+		lacking:     func() []string { return nil },
 		host:        domain.Host{KVM: write("kvm", "", 0o600), CPUInfo: write("cpuinfo", "flags\t\t: fpu vmx\n", 0o600), Arch: "amd64"},
 	}
 }
@@ -118,6 +119,7 @@ func TestCheck(t *testing.T) {
 			_ = os.Chmod(p.conf.StateDir, 0o777)
 		}, "state-dir", stateMissing, "chmod"},
 		{"image_rules", func(*prober) {}, "image rules", stateOK, "1 in "},
+		{"no_memory_controller", func(p *prober) { p.lacking = func() []string { return []string{"memory", "pids"} } }, "cgroups", stateMissing, "no controller memory, pids in sight"},
 		{"no_image_rules", func(p *prober) { gone(&p.conf.ImageTranslations) }, "image rules", stateOK, "none in /nonexistent/file"},
 		{"bad_image_rules", func(p *prober) {
 			_ = os.WriteFile(filepath.Join(p.conf.ImageTranslations, "2.yaml"), []byte("translation: []\n"), 0o600)

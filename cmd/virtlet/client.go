@@ -141,13 +141,16 @@ func (c *client) remove(ctx context.Context, name string) error {
 }
 
 // watch shows progress until the stream ends. Of one image it tells how that ended.
-func (c *client) watch(ctx context.Context, name string, show meter) error {
+func (c *client) watch(ctx context.Context, name string, show meter, hint io.Writer) error {
 	stream, err := c.control.Watch(ctx, &controlv1.WatchRequest{Image: name})
 	if err != nil {
 		return err
 	}
+	quiet := time.AfterFunc(quietTime, func() { fmt.Fprintln(hint, "Nothing is under way. Waiting for a pull or an import; Ctrl-C ends.") })
+	defer quiet.Stop()
 	for {
 		p, err := stream.Recv()
+		quiet.Stop()
 		switch {
 		case errors.Is(err, io.EOF), name == "" && ctx.Err() != nil:
 			return nil //nolint:nilerr // which is how watching all ends
@@ -160,6 +163,9 @@ func (c *client) watch(ctx context.Context, name string, show meter) error {
 		}
 	}
 }
+
+// quietTime is how long nothing may be seen until that is said.
+const quietTime = time.Second
 
 // watched does the work while progress of that image is shown. That there is nothing to show is no fault.
 func (c *client) watched(ctx context.Context, name string, show meter, work func(context.Context) error) error {

@@ -145,7 +145,7 @@ func imageWatch(file *string) *cobra.Command {
 			if len(args) > 0 {
 				name = args[0]
 			}
-			return c.watch(cmd.Context(), name, show)
+			return c.watch(cmd.Context(), name, show, cmd.ErrOrStderr())
 		}),
 	}
 	output.Flag(cmd, &format)

@@ -176,7 +176,7 @@ func (t Table) Print(w io.Writer, from Origins) error {
 				val.Content = append(val.Content, textNode(item))
 			}
 		case value:
-			if v.kind != kindBool {
+			if v.kind != kindBool && v.kind != kindNumber {
 				val = textNode(v.get())
 			}
 		}

@@ -79,7 +79,11 @@ func Choice(to *string, allowed ...string) pflag.Value {
 	}, func() string { return *to }}
 }
 
-const kindBool = "bool"
+// The kinds that YAML has a form for.
+const (
+	kindBool   = "bool"
+	kindNumber = "number"
+)
 
 // Bool is true or false; the flag alone is true.
 func Bool(to *bool) pflag.Value {
@@ -95,7 +99,7 @@ func Bool(to *bool) pflag.Value {
 
 // Count is a whole number from 1 on.
 func Count(to *int) pflag.Value {
-	return value{"number", func(s string) error {
+	return value{kindNumber, func(s string) error {
 		n, err := strconv.Atoi(s)
 		if err != nil || n < 1 {
 			return fmt.Errorf("%q is not a whole number from 1 on", s)
