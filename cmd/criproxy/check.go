@@ -184,6 +184,15 @@ func checkHandlers(facts []runtimeFacts) []checklist.Item {
 	if len(items) > 0 {
 		return items
 	}
+	var unknown []string
+	for _, f := range facts {
+		if f.down != nil && len(f.Handlers) == 0 {
+			unknown = append(unknown, f.Name)
+		}
+	}
+	if len(unknown) > 0 {
+		return []checklist.Item{checklist.Warn("handlers", strings.Join(append(all, "not known are those of "+strings.Join(unknown, ", ")), "; "), "start what is down")}
+	}
 	others := "no other is taken"
 	if first := facts[0]; first.down == nil && len(first.handlers()) == 0 {
 		others = fmt.Sprintf("any other is left to %s, which tells none", first.Name)

@@ -43,6 +43,7 @@ func TestCheck(t *testing.T) {
 		"kubelets_own_driver": {change: func(one, other *fakeRuntime) { one.noConfig, other.noConfig = true, true }, item: "kubelet sees its configuration", state: checklist.Warning, detail: "unknown method"},
 		"handler_mistyped":    {conf: func(_ *testing.T, c *Config) { c.Handlers = []string{"virtlet=vitrlet"} }, item: "handlers of virtlet", state: checklist.Warning, detail: `"vitrlet" is given to it, but it tells ["" "virtlet"]`},
 		"handler_not_told":    {change: func(_, other *fakeRuntime) { other.handlers = nil }, conf: func(_ *testing.T, c *Config) { c.Handlers = []string{"virtlet=virtlet"} }, item: "handlers", state: checklist.OK, detail: "virtlet is virtlet's"},
+		"handlers_unknown":    {conf: func(_ *testing.T, c *Config) { c.Runtimes[1] = "virtlet=unix:///nonexistent/s" }, item: "handlers", state: checklist.Warning, detail: "runc is containerd's; not known are those of virtlet"},
 		"old_default":         {change: func(one, _ *fakeRuntime) { one.handlers = nil }, item: "handlers", state: checklist.OK, detail: "virtlet is virtlet's, any other is left to containerd, which tells none; pods"},
 		"one_runtime_twice": {conf: func(t *testing.T, c *Config) {
 			link := filepath.Join(socketDir(t), "l")
@@ -84,7 +85,7 @@ func TestCheck(t *testing.T) {
 			if !found {
 				t.Errorf("no item %q in %v", tc.item, report.Items)
 			}
-			broken := tc.state == checklist.Missing || strings.Contains(name, "down")
+			broken := tc.state == checklist.Missing || strings.Contains(name, "down") || strings.Contains(name, "unknown")
 			if (checkError(report) != nil) != broken || report.OK == broken {
 				t.Errorf("the command's error: %v, ok: %t", checkError(report), report.OK)
 			}
