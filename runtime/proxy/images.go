@@ -227,6 +227,9 @@ func removeImage(ctx context.Context, p *Proxy, c *call) (frame, error) {
 		}
 		return b.pass(ctx, c, c.req)
 	}
+	if spec.GetImage() == "" { // nobody has that, and to say so is not success
+		return p.defaultBackend().pass(ctx, c, c.req)
+	}
 	failed := make([]error, len(p.backends))
 	answers := make([]frame, len(p.backends))
 	_ = each(ctx, p.backends, func(ctx context.Context, i int, b *backend) error {

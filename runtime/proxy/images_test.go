@@ -138,6 +138,15 @@ func TestRemoveImage(t *testing.T) {
 			t.Errorf("%d, %d, %v", a, b, err)
 		}
 	})
+	t.Run("no_name", func(t *testing.T) {
+		p := newPair(t)
+		p.a.does("ImageStatus", fails(status.Error(codes.InvalidArgument, "no name")))
+		p.b.does("ImageStatus", fails(status.Error(codes.InvalidArgument, "no name")))
+		p.a.does("RemoveImage", fails(status.Error(codes.InvalidArgument, "no image is named")))
+		if _, b, err := remove(t, p, &runtimeapi.ImageSpec{}); b != 0 || status.Code(err) != codes.InvalidArgument {
+			t.Errorf("%d, %v", b, err)
+		}
+	})
 	t.Run("one_is_down", func(t *testing.T) {
 		p := newPair(t)
 		p.b.stop()
