@@ -57,6 +57,8 @@ func (p *Proxy) unlisted(ctx context.Context, k kind, id string) (*backend, erro
 	var owner *backend
 	for i, has := range found {
 		switch {
+		case has && owner != nil && len(id) < wholeID:
+			return nil, status.Errorf(codes.InvalidArgument, "%s id %q is ambiguous: some of %s and of %s begin with it; give more digits", k, id, owner.Name, p.backends[i].Name)
 		case has && owner != nil:
 			return nil, p.twice(k, id, owner.index, i)
 		case has:

@@ -67,6 +67,16 @@ func TestOwner_unlisted(t *testing.T) {
 	}
 }
 
+// TestOwner_unlistedBeginning: it is the beginning of different ids.
+func TestOwner_unlistedBeginning(t *testing.T) {
+	p := newPair(t)
+	p.a.node.hidden, p.b.node.hidden = &runtimeapi.PodSandbox{Id: id("fe1")}, &runtimeapi.PodSandbox{Id: id("fe2")}
+	_, err := p.rt.PodSandboxStatus(t.Context(), &runtimeapi.PodSandboxStatusRequest{PodSandboxId: "fe"})
+	if status.Code(err) != codes.InvalidArgument || !strings.Contains(err.Error(), "ambiguous") {
+		t.Error(err)
+	}
+}
+
 func TestOwner_beginning(t *testing.T) {
 	p := newPair(t)
 	both := &runtimeapi.PodSandbox{Id: "abc1" + strings.Repeat("0", 60)}
