@@ -47,7 +47,11 @@ func (p *Proxy) imageByID(ctx context.Context, c *call, id string) (frame, error
 		if answers[i], failed[i] = b.pass(ctx, c, c.req); failed[i] == nil {
 			images[i], failed[i] = lookUp(answers[i].bytes(), 1)
 		}
-		if whole && len(images[i]) > 0 {
+		switch {
+		case !whole || len(images[i]) == 0:
+		case i == 0:
+			cancel() // whatever the others have
+		default:
 			time.AfterFunc(p.patience, cancel) // found; one that hangs is not waited for
 		}
 		return nil // another may have it
