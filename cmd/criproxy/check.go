@@ -13,6 +13,7 @@ import (
 
 	"github.com/sirupsen/logrus"
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/status"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
@@ -49,6 +50,7 @@ func checkRuntimes(ctx context.Context, conf Config) (checklist.Report, error) {
 	}
 	items = append(items, checkSockets(runtimes, conf.Listen)...)
 	items = append(items, checkHandlers(facts)...)
+	items = append(items, checkGiven(facts)...)
 	items = append(items, checkDriver(facts), imageRules(runtimes))
 	seen, err := kubeletsView(ctx, runtimes)
 	if err != nil {
@@ -182,7 +184,39 @@ func checkHandlers(facts []runtimeFacts) []checklist.Item {
 	if len(items) > 0 {
 		return items
 	}
-	return []checklist.Item{checklist.Pass("handlers", "%s; pods without one are %s's", strings.Join(append(all, "no other is taken"), ", "), facts[0].Name)}
+	var unknown []string
+	for _, f := range facts {
+		if f.down != nil && len(f.Handlers) == 0 {
+			unknown = append(unknown, f.Name)
+		}
+	}
+	if len(unknown) > 0 {
+		return []checklist.Item{checklist.Warn("handlers", strings.Join(append(all, "not known are those of "+strings.Join(unknown, ", ")), "; "), "start what is down")}
+	}
+	others := "no other is taken"
+	if first := facts[0]; first.down == nil && len(first.handlers()) == 0 {
+		others = fmt.Sprintf("any other is left to %s, which tells none", first.Name)
+	}
+	return []checklist.Item{checklist.Pass("handlers", "%s; pods without one are %s's", strings.Join(append(all, others), ", "), facts[0].Name)}
+}
+
+// checkGiven finds handlers that the settings give to a runtime which tells others: pods that ask for them are sent there, and
+// refused.
+func checkGiven(facts []runtimeFacts) []checklist.Item {
+	var items []checklist.Item
+	for _, f := range facts {
+		var told []string
+		for _, h := range f.status.GetRuntimeHandlers() {
+			told = append(told, h.GetName())
+		}
+		for _, h := range f.Handlers {
+			if len(told) > 0 && !slices.Contains(told, h) {
+				items = append(items, checklist.Warn("handlers of "+f.Name, fmt.Sprintf("%q is given to it, but it tells %q", h, told),
+					"correct the setting `handlers`, or that runtime's own"))
+			}
+		}
+	}
+	return items
 }
 
 // checkDriver compares the cgroup drivers.
@@ -249,15 +283,20 @@ func kubeletsView(ctx context.Context, runtimes []proxy.Runtime) ([]checklist.It
 	defer conn.Close()
 	rt, images := runtimeapi.NewRuntimeServiceClient(conn), runtimeapi.NewImageServiceClient(conn)
 
+	const configuration = "its configuration"
 	var items []checklist.Item
 	see := func(what string, look func(ctx context.Context) (string, error)) {
 		ctx, cancel := context.WithTimeout(ctx, checkLimit)
 		defer cancel()
 		name := "kubelet sees " + what
-		if detail, err := look(ctx); err != nil {
-			items = append(items, checklist.Fail(name, status.Convert(err).Message(), "see the lines above"))
-		} else {
+		detail, err := look(ctx)
+		switch {
+		case err == nil:
 			items = append(items, checklist.Pass(name, "%s", detail))
+		case what == configuration && status.Code(err) == codes.Unimplemented: // kubelet goes by its own, then
+			items = append(items, checklist.Warn(name, status.Convert(err).Message(), "see the line on the cgroup driver"))
+		default:
+			items = append(items, checklist.Fail(name, status.Convert(err).Message(), "see the lines above"))
 		}
 	}
 	see("the runtime", func(ctx context.Context) (string, error) {
@@ -265,7 +304,7 @@ func kubeletsView(ctx context.Context, runtimes []proxy.Runtime) ([]checklist.It
 		return v.GetRuntimeName() + " " + v.GetRuntimeVersion(), err
 	})
 	see("its status", func(ctx context.Context) (string, error) { return nodeStatus(ctx, rt) })
-	see("its configuration", func(ctx context.Context) (string, error) {
+	see(configuration, func(ctx context.Context) (string, error) {
 		c, err := rt.RuntimeConfig(ctx, &runtimeapi.RuntimeConfigRequest{})
 		return "cgroup driver " + strings.ToLower(c.GetLinux().GetCgroupDriver().String()), err
 	})

@@ -33,12 +33,18 @@ func TestCheck(t *testing.T) {
 		"lists_with_one_down": {conf: func(_ *testing.T, c *Config) { c.Runtimes[1] = "virtlet=unix:///nonexistent/s" }, item: "kubelet sees pods", state: checklist.Missing, detail: "virtlet"},
 		"status_with_one_down": {conf: func(_ *testing.T, c *Config) { c.Runtimes[1] = "virtlet=unix:///nonexistent/s" },
 			item: "kubelet sees its status", state: checklist.OK, detail: "virtlet/RuntimeReady=false"},
-		"not_ready":         {change: func(_, other *fakeRuntime) { other.notReady = runtimeapi.RuntimeReady }, item: "runtime virtlet", state: checklist.Missing, detail: "RuntimeReady is false:  the reason"},
-		"old_api":           {change: func(_, other *fakeRuntime) { other.api = "v1alpha2" }, item: "runtime virtlet", state: checklist.Missing, detail: "speaks CRI v1alpha2"},
-		"handlers_overlap":  {change: func(_, other *fakeRuntime) { other.handlers = []string{"runc"} }, item: "handlers", state: checklist.Missing, detail: `"runc" is claimed by containerd and by virtlet`},
-		"overlap_is_solved": {change: func(_, other *fakeRuntime) { other.handlers = []string{"runc", "vm"} }, conf: func(_ *testing.T, c *Config) { c.Handlers = []string{"virtlet=vm"} }, item: "handlers", state: checklist.OK, detail: "vm is virtlet's"},
-		"drivers_differ":    {change: func(_, other *fakeRuntime) { other.driver = runtimeapi.CgroupDriver_CGROUPFS }, item: "cgroup driver", state: checklist.Missing, detail: "differ"},
-		"driver_to_kubelet": {change: func(_, other *fakeRuntime) { other.driver = runtimeapi.CgroupDriver_CGROUPFS }, item: "kubelet sees its configuration", state: checklist.Missing, detail: "different cgroup drivers"},
+		"not_ready":           {change: func(_, other *fakeRuntime) { other.notReady = runtimeapi.RuntimeReady }, item: "runtime virtlet", state: checklist.Missing, detail: "RuntimeReady is false:  the reason"},
+		"old_api":             {change: func(_, other *fakeRuntime) { other.api = "v1alpha2" }, item: "runtime virtlet", state: checklist.Missing, detail: "speaks CRI v1alpha2"},
+		"handlers_overlap":    {change: func(_, other *fakeRuntime) { other.handlers = []string{"runc"} }, item: "handlers", state: checklist.Missing, detail: `"runc" is claimed by containerd and by virtlet`},
+		"overlap_is_solved":   {change: func(_, other *fakeRuntime) { other.handlers = []string{"runc", "vm"} }, conf: func(_ *testing.T, c *Config) { c.Handlers = []string{"virtlet=vm"} }, item: "handlers", state: checklist.OK, detail: "vm is virtlet's"},
+		"drivers_differ":      {change: func(_, other *fakeRuntime) { other.driver = runtimeapi.CgroupDriver_CGROUPFS }, item: "cgroup driver", state: checklist.Missing, detail: "differ"},
+		"driver_to_kubelet":   {change: func(_, other *fakeRuntime) { other.driver = runtimeapi.CgroupDriver_CGROUPFS }, item: "kubelet sees its configuration", state: checklist.Missing, detail: "different cgroup drivers"},
+		"no_driver_is_told":   {change: func(one, other *fakeRuntime) { one.noConfig, other.noConfig = true, true }, item: "cgroup driver", state: checklist.Warning, detail: "no runtime tells it"},
+		"kubelets_own_driver": {change: func(one, other *fakeRuntime) { one.noConfig, other.noConfig = true, true }, item: "kubelet sees its configuration", state: checklist.Warning, detail: "unknown method"},
+		"handler_mistyped":    {conf: func(_ *testing.T, c *Config) { c.Handlers = []string{"virtlet=vitrlet"} }, item: "handlers of virtlet", state: checklist.Warning, detail: `"vitrlet" is given to it, but it tells ["" "virtlet"]`},
+		"handler_not_told":    {change: func(_, other *fakeRuntime) { other.handlers = nil }, conf: func(_ *testing.T, c *Config) { c.Handlers = []string{"virtlet=virtlet"} }, item: "handlers", state: checklist.OK, detail: "virtlet is virtlet's"},
+		"handlers_unknown":    {conf: func(_ *testing.T, c *Config) { c.Runtimes[1] = "virtlet=unix:///nonexistent/s" }, item: "handlers", state: checklist.Warning, detail: "runc is containerd's; not known are those of virtlet"},
+		"old_default":         {change: func(one, _ *fakeRuntime) { one.handlers = nil }, item: "handlers", state: checklist.OK, detail: "virtlet is virtlet's, any other is left to containerd, which tells none; pods"},
 		"one_runtime_twice": {conf: func(t *testing.T, c *Config) {
 			link := filepath.Join(socketDir(t), "l")
 			_, endpoint, _ := strings.Cut(c.Runtimes[0], "="+proxy.EndpointPrefix)
@@ -79,7 +85,7 @@ func TestCheck(t *testing.T) {
 			if !found {
 				t.Errorf("no item %q in %v", tc.item, report.Items)
 			}
-			broken := tc.state == checklist.Missing || strings.Contains(name, "down")
+			broken := tc.state == checklist.Missing || strings.Contains(name, "down") || strings.Contains(name, "unknown")
 			if (checkError(report) != nil) != broken || report.OK == broken {
 				t.Errorf("the command's error: %v, ok: %t", checkError(report), report.OK)
 			}

@@ -47,7 +47,11 @@ func (p *Proxy) imageByID(ctx context.Context, c *call, id string) (frame, error
 		if answers[i], failed[i] = b.pass(ctx, c, c.req); failed[i] == nil {
 			images[i], failed[i] = lookUp(answers[i].bytes(), 1)
 		}
-		if whole && len(images[i]) > 0 {
+		switch {
+		case !whole || len(images[i]) == 0:
+		case i == 0:
+			cancel() // whatever the others have
+		default:
 			time.AfterFunc(p.patience, cancel) // found; one that hangs is not waited for
 		}
 		return nil // another may have it
@@ -226,6 +230,9 @@ func removeImage(ctx context.Context, p *Proxy, c *call) (frame, error) {
 			return frame{}, err
 		}
 		return b.pass(ctx, c, c.req)
+	}
+	if spec.GetImage() == "" { // nobody has that, and to say so is not success
+		return p.defaultBackend().pass(ctx, c, c.req)
 	}
 	failed := make([]error, len(p.backends))
 	answers := make([]frame, len(p.backends))

@@ -1,6 +1,7 @@
 package proxy
 
 import (
+	"context"
 	"strings"
 	"testing"
 	"time"
@@ -76,10 +77,11 @@ func TestImageStatus(t *testing.T) {
 		"by_beginning":                 {image: &runtimeapi.ImageSpec{Image: id("be")[:13]}, want: "be"},
 		"by_id_with_the_other_down":    {image: &runtimeapi.ImageSpec{Image: id("be")}, change: func(p *pair) { p.a.stop() }, want: "be"},
 		"by_id_with_the_other_hanging": {image: &runtimeapi.ImageSpec{Image: id("be")}, change: func(p *pair) { p.proxy.patience = time.Millisecond; p.a.does("", hangs) }, want: "be"},
-		"by_beginning_with_one_down":   {image: &runtimeapi.ImageSpec{Image: id("be")[:13]}, change: func(p *pair) { p.a.stop() }, code: codes.Unavailable},
-		"by_id_that_another_refuses":   {image: &runtimeapi.ImageSpec{Image: id("ae")[:13]}, change: func(p *pair) { p.b.does("ImageStatus", fails(status.Error(codes.InvalidArgument, "no name"))) }, want: "ae"},
-		"by_id_that_another_lacks":     {image: &runtimeapi.ImageSpec{Image: id("be")[:13]}, change: func(p *pair) { p.a.does("ImageStatus", fails(status.Error(codes.NotFound, "none"))) }, want: "be"},
-		"by_id_that_one_refuses":       {image: &runtimeapi.ImageSpec{Image: id("77")}, change: func(p *pair) { p.a.does("ImageStatus", fails(status.Error(codes.InvalidArgument, "no name"))) }},
+		"by_id_of_the_default_with_the_other_hanging": {image: &runtimeapi.ImageSpec{Image: id("ae")}, change: func(p *pair) { p.proxy.patience = long; p.b.does("", hangs) }, want: "ae"},
+		"by_beginning_with_one_down":                  {image: &runtimeapi.ImageSpec{Image: id("be")[:13]}, change: func(p *pair) { p.a.stop() }, code: codes.Unavailable},
+		"by_id_that_another_refuses":                  {image: &runtimeapi.ImageSpec{Image: id("ae")[:13]}, change: func(p *pair) { p.b.does("ImageStatus", fails(status.Error(codes.InvalidArgument, "no name"))) }, want: "ae"},
+		"by_id_that_another_lacks":                    {image: &runtimeapi.ImageSpec{Image: id("be")[:13]}, change: func(p *pair) { p.a.does("ImageStatus", fails(status.Error(codes.NotFound, "none"))) }, want: "be"},
+		"by_id_that_one_refuses":                      {image: &runtimeapi.ImageSpec{Image: id("77")}, change: func(p *pair) { p.a.does("ImageStatus", fails(status.Error(codes.InvalidArgument, "no name"))) }},
 		"by_id_that_both_refuse": {image: &runtimeapi.ImageSpec{Image: id("77")[:13]}, change: func(p *pair) {
 			p.a.does("ImageStatus", fails(status.Error(codes.InvalidArgument, "no name")))
 			p.b.does("ImageStatus", fails(status.Error(codes.InvalidArgument, "no name")))
@@ -98,9 +100,15 @@ func TestImageStatus(t *testing.T) {
 			if tc.change != nil {
 				tc.change(p)
 			}
-			resp, err := p.images.ImageStatus(t.Context(), &runtimeapi.ImageStatusRequest{Image: tc.image})
+			ctx, cancel := context.WithTimeout(t.Context(), long/4)
+			defer cancel()
+			begun := time.Now()
+			resp, err := p.images.ImageStatus(ctx, &runtimeapi.ImageStatusRequest{Image: tc.image})
 			if status.Code(err) != tc.code {
 				t.Fatalf("got %v, want %s", err, tc.code)
+			}
+			if took := time.Since(begun); took > long/8 {
+				t.Errorf("it took %s", took)
 			}
 			if got := resp.GetImage().GetId(); got != "" && tc.want == "" || !strings.HasPrefix(strings.TrimPrefix(got, "sha256:"), tc.want) {
 				t.Errorf("got %q, want %q", got, tc.want)
@@ -136,6 +144,15 @@ func TestRemoveImage(t *testing.T) {
 		p.b.does("ImageStatus", fails(status.Error(codes.InvalidArgument, "no name")))
 		if a, b, err := remove(t, p, &runtimeapi.ImageSpec{Image: "docker.io/library/web:1"}); a != 1 || b != 0 || err != nil {
 			t.Errorf("%d, %d, %v", a, b, err)
+		}
+	})
+	t.Run("no_name", func(t *testing.T) {
+		p := newPair(t)
+		p.a.does("ImageStatus", fails(status.Error(codes.InvalidArgument, "no name")))
+		p.b.does("ImageStatus", fails(status.Error(codes.InvalidArgument, "no name")))
+		p.a.does("RemoveImage", fails(status.Error(codes.InvalidArgument, "no image is named")))
+		if _, b, err := remove(t, p, &runtimeapi.ImageSpec{}); b != 0 || status.Code(err) != codes.InvalidArgument {
+			t.Errorf("%d, %v", b, err)
 		}
 	})
 	t.Run("one_is_down", func(t *testing.T) {

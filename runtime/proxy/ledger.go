@@ -125,16 +125,16 @@ func (l *ledger) time() uint64 {
 }
 
 // record enters what a runtime listed. A whole list, begun at the given time, also makes the ledger forget what it does
-// not hold, unless that was learnt since. It gives an id that another runtime has too, and which, or nil.
-func (l *ledger) record(runtime int, k kind, items []item, whole bool, begun uint64) (twice []byte, other int) {
+// not hold, unless that was learnt since. It gives the ids that another runtime has too, as far as the ledger knows.
+func (l *ledger) record(runtime int, k kind, items []item, whole bool, begun uint64) (twice []string) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.now++
 	mine := l.entries[runtime][k]
 	for _, it := range items {
 		mine[string(it.id)] = entry{l.now, it.uid(k)}
-		if o, has := l.elsewhere(runtime, k, it.id); has {
-			twice, other = it.id, o
+		if l.elsewhere(runtime, k, it.id) {
+			twice = append(twice, string(it.id))
 		}
 	}
 	if whole {
@@ -144,7 +144,7 @@ func (l *ledger) record(runtime int, k kind, items []item, whole bool, begun uin
 			}
 		}
 	}
-	return twice, other
+	return twice
 }
 
 // same tells whether record would change nothing and find nothing for a list with these ids, which is so nearly always.
@@ -159,22 +159,19 @@ func (l *ledger) same(runtime int, k kind, ids [][]byte, whole bool) bool {
 		if _, known := mine[string(id)]; !known {
 			return false
 		}
-		if _, has := l.elsewhere(runtime, k, id); has {
+		if l.elsewhere(runtime, k, id) {
 			return false
 		}
 	}
 	return true
 }
 
-// elsewhere finds an id with another runtime. It is called with the lock held.
-func (l *ledger) elsewhere(runtime int, k kind, id []byte) (other int, has bool) {
+// elsewhere tells whether another runtime has an id. It is called with the lock held.
+func (l *ledger) elsewhere(runtime int, k kind, id []byte) bool {
 	for i := range l.entries {
-		if i == runtime {
-			continue
-		}
-		if _, has := l.entries[i][k][string(id)]; has {
-			return i, true
+		if _, has := l.entries[i][k][string(id)]; has && i != runtime {
+			return true
 		}
 	}
-	return 0, false
+	return false
 }

@@ -144,6 +144,9 @@ func (l listing) of() rule {
 				err = n.take(targets[i], listed[i], whole)
 			}
 		}
+		if err == nil {
+			err = n.end(ctx, whole)
+		}
 		if err != nil {
 			return frame{}, err
 		}
@@ -201,25 +204,39 @@ func (l listing) targets(ctx context.Context, p *Proxy, c *call) ([]*backend, er
 	return p.backends, nil
 }
 
-// census takes in the items of a list as they come, and refuses one that is there twice.
+// census takes in the items of a list as they come, and refuses one that is there twice. What only the ledger has with another
+// runtime is looked into at the end: that may be of the past.
 type census struct {
 	listing
 	p     *Proxy
 	begun uint64
 	// seen are runtimes by the ids of their items, where the ledger does not keep them.
-	seen map[string]int
+	seen     map[string]int
+	doubtful []string
 }
 
 func (l listing) census(p *Proxy) *census {
-	return &census{l, p, p.ledger.time(), map[string]int{}}
+	return &census{listing: l, p: p, begun: p.ledger.time(), seen: map[string]int{}}
+}
+
+// end is called when all runtimes' items have been taken in. After whole lists the ledger has nothing of the past.
+func (n *census) end(ctx context.Context, whole bool) error {
+	for _, id := range n.doubtful {
+		isUnique := func() bool { return len(n.p.ledger.owners(n.learn, id)) < 2 }
+		if !whole && !isUnique() {
+			_ = n.p.relist(ctx, n.learn, isUnique) // of a runtime that cannot be asked, what it listed before counts
+		}
+		if _, err := n.p.cached(n.learn, id); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // take is called for one runtime after the other.
 func (n *census) take(b *backend, items []item, whole bool) error {
 	if n.learn != nothing {
-		if id, other := n.p.ledger.record(b.index, n.learn, items, whole, n.begun); id != nil {
-			return n.p.twice(n.learn, string(id), b.index, other)
-		}
+		n.doubtful = append(n.doubtful, n.p.ledger.record(b.index, n.learn, items, whole, n.begun)...)
 		return nil
 	}
 	for _, it := range items {

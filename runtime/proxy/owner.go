@@ -19,10 +19,10 @@ func (p *Proxy) owner(ctx context.Context, k kind, id string) (*backend, error) 
 	if id == "" {
 		return nil, status.Errorf(codes.InvalidArgument, "the %s id is empty", k)
 	}
-	if b, err := p.cached(k, id); b != nil || err != nil {
-		return b, err
+	if owners := p.ledger.owners(k, id); len(owners) == 1 {
+		return p.backends[owners[0]], nil
 	}
-	failed := p.relist(ctx, k, func() bool { return len(p.ledger.owners(k, id)) > 0 })
+	failed := p.relist(ctx, k, func() bool { return len(p.ledger.owners(k, id)) == 1 })
 	if b, err := p.cached(k, id); b != nil || err != nil {
 		return b, err
 	}
@@ -57,6 +57,8 @@ func (p *Proxy) unlisted(ctx context.Context, k kind, id string) (*backend, erro
 	var owner *backend
 	for i, has := range found {
 		switch {
+		case has && owner != nil && len(id) < wholeID:
+			return nil, status.Errorf(codes.InvalidArgument, "%s id %q is ambiguous: some of %s and of %s begin with it; give more digits", k, id, owner.Name, p.backends[i].Name)
 		case has && owner != nil:
 			return nil, p.twice(k, id, owner.index, i)
 		case has:

@@ -67,6 +67,16 @@ func TestOwner_unlisted(t *testing.T) {
 	}
 }
 
+// TestOwner_unlistedBeginning: it is the beginning of different ids.
+func TestOwner_unlistedBeginning(t *testing.T) {
+	p := newPair(t)
+	p.a.node.hidden, p.b.node.hidden = &runtimeapi.PodSandbox{Id: id("fe1")}, &runtimeapi.PodSandbox{Id: id("fe2")}
+	_, err := p.rt.PodSandboxStatus(t.Context(), &runtimeapi.PodSandboxStatusRequest{PodSandboxId: "fe"})
+	if status.Code(err) != codes.InvalidArgument || !strings.Contains(err.Error(), "ambiguous") {
+		t.Error(err)
+	}
+}
+
 func TestOwner_beginning(t *testing.T) {
 	p := newPair(t)
 	both := &runtimeapi.PodSandbox{Id: "abc1" + strings.Repeat("0", 60)}
@@ -183,6 +193,48 @@ func TestOwner_twice(t *testing.T) {
 	check("StreamPodSandboxStats", err)
 }
 
+// TestOwner_onceTwice: an id that another runtime has no more is nobody else's, whoever finds out.
+func TestOwner_onceTwice(t *testing.T) {
+	for name, find := range map[string]func(p *pair) error{
+		"by_list": func(p *pair) error {
+			_, err := p.rt.ListPodSandbox(t.Context(), &runtimeapi.ListPodSandboxRequest{})
+			return err
+		},
+		"by_list_with_filter": func(p *pair) error {
+			_, err := p.rt.ListPodSandbox(t.Context(), &runtimeapi.ListPodSandboxRequest{Filter: &runtimeapi.PodSandboxFilter{LabelSelector: map[string]string{"a": "b"}}})
+			return err
+		},
+		"by_stream": func(p *pair) error { _, err := collect(t, p); return err },
+		"by_call": func(p *pair) error {
+			_, err := p.rt.PodSandboxStatus(t.Context(), &runtimeapi.PodSandboxStatusRequest{PodSandboxId: id("a1")})
+			return err
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			p := newPair(t)
+			p.b.node.pods = p.a.node.pods
+			for range 2 {
+				if err := find(p); status.Code(err) != codes.FailedPrecondition && name != "by_call" {
+					t.Errorf("while both have it: %v", err)
+				}
+			}
+			_, _ = p.rt.ListPodSandbox(t.Context(), &runtimeapi.ListPodSandboxRequest{})
+			if err := find(p); status.Code(err) != codes.FailedPrecondition {
+				t.Errorf("while both are known to have it: %v", err)
+			}
+			p.b.node.pods = virtletNode().pods
+			for range 2 {
+				if err := find(p); err != nil {
+					t.Error(err)
+				}
+			}
+			if b, err := p.proxy.cached(pods, id("a1")); err != nil || b.index != 0 {
+				t.Errorf("whose it is: %v", err)
+			}
+		})
+	}
+}
+
 // TestLedger_restart: what a runtime had before its restart is looked up again.
 func TestLedger_restart(t *testing.T) {
 	p := newPair(t)
@@ -212,8 +264,8 @@ func TestLedger_prunes(t *testing.T) {
 	begun := l.time()
 	l.learn(0, pods, "made-meanwhile", "")
 	l.learn(1, pods, "of-another", "")
-	if twice, _ := l.record(0, pods, []item{{id: []byte("listed")}}, true, begun); twice != nil {
-		t.Errorf("twice: %s", twice)
+	if twice := l.record(0, pods, []item{{id: []byte("listed")}}, true, begun); twice != nil {
+		t.Errorf("twice: %q", twice)
 	}
 	for id, want := range map[string]int{"old": 0, "made-meanwhile": 1, "listed": 1, "of-another": 1} {
 		if got := len(l.owners(pods, id)); got != want {
@@ -224,8 +276,8 @@ func TestLedger_prunes(t *testing.T) {
 	if len(l.owners(pods, "listed")) != 1 {
 		t.Error("a list with a filter made the ledger forget")
 	}
-	if twice, other := l.record(1, pods, []item{{id: []byte("listed")}}, true, l.time()); string(twice) != "listed" || other != 0 {
-		t.Errorf("twice: %q of %d", twice, other)
+	if twice := l.record(1, pods, []item{{id: []byte("listed")}}, true, l.time()); len(twice) != 1 || twice[0] != "listed" {
+		t.Errorf("twice: %q", twice)
 	}
 }
 

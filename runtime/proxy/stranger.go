@@ -112,15 +112,13 @@ func relay(ctx context.Context, c *call, b *backend) error {
 		return b.fault(err)
 	}
 	go upstream(c, stream) // it ends with the caller's stream
-	for first := true; ; first = false {
+	// It comes before any message, which may be long after it; there is none if the call has ended without.
+	if header, err := stream.Header(); err == nil && header != nil {
+		_ = c.stream.SendHeader(header) // it fails only when the caller has gone
+	}
+	for {
 		var m frame
-		err := stream.RecvMsg(&m)
-		if first {
-			if header, bad := stream.Header(); bad == nil {
-				_ = c.stream.SetHeader(header)
-			}
-		}
-		if err != nil {
+		if err := stream.RecvMsg(&m); err != nil {
 			c.setTrailer(stream.Trailer())
 			if errors.Is(err, io.EOF) {
 				return nil

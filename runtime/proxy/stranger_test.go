@@ -9,6 +9,7 @@ import (
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/proto"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
@@ -139,6 +140,31 @@ func TestStranger_bothWays(t *testing.T) {
 	var m frame
 	if err := stream.RecvMsg(&m); status.Code(err) != codes.OutOfRange || strings.Join(stream.Trailer().Get("tail"), "") != "end" {
 		t.Errorf("%v, trailer %v", err, stream.Trailer())
+	}
+}
+
+// TestStranger_header: what a runtime says in the header arrives before there is any message.
+func TestStranger_header(t *testing.T) {
+	p := newPair(t)
+	p.b.does("WatchNews", func(ctx context.Context, stream grpc.ServerStream, _ []byte) error {
+		if err := stream.SendHeader(metadata.Pairs("head", "begin")); err != nil {
+			return err
+		}
+		<-ctx.Done()
+		return nil
+	})
+	ctx, cancel := context.WithTimeout(t.Context(), long/4)
+	defer cancel()
+	stream, err := p.conn.NewStream(ctx, &grpc.StreamDesc{ServerStreams: true}, "/runtime.v1.RuntimeService/WatchNews", grpc.ForceCodecV2(codec{}))
+	if err != nil {
+		t.Fatal(err)
+	}
+	req := of(t, id("b1"))
+	if err := stream.SendMsg(&req); err != nil {
+		t.Fatal(err)
+	}
+	if header, err := stream.Header(); err != nil || strings.Join(header.Get("head"), "") != "begin" {
+		t.Errorf("%v, %v", header, err)
 	}
 }
 

@@ -31,6 +31,7 @@ func (l listing) streamed() rule {
 		ctx, cancel := context.WithCancel(ctx)
 		defer cancel()
 		n := l.census(p)
+		whole := len(c.req.bytes()) == 0
 		feeds, err := l.feeds(ctx, cancel, c, targets)
 		if err != nil {
 			return err
@@ -48,14 +49,14 @@ func (l listing) streamed() rule {
 				listed = append(listed, items...)
 				return c.stream.SendMsg(&m)
 			})
-			if err == nil && len(c.req.bytes()) == 0 && l.learn != nothing {
+			if err == nil && whole && l.learn != nothing {
 				err = n.take(f.b, listed, true)
 			}
 			if err != nil {
 				return err
 			}
 		}
-		return nil
+		return n.end(ctx, whole)
 	}
 }
 
