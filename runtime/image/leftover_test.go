@@ -1,11 +1,15 @@
 package image
 
 import (
+	"context"
 	"os"
 	"path/filepath"
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"github.com/virtlet/virtlet/e2e/registrytest"
+	"github.com/virtlet/virtlet/runtime/image/registry"
 )
 
 // TestPartsGoInTime: pulls that end again and again must not put off the sweeping of what another one has left.
@@ -38,4 +42,29 @@ func TestPartsGoInTime(t *testing.T) {
 		}
 		ts.Close()
 	})
+}
+
+// TestUnpackingIsCancelled: what is all here may still take long to unpack.
+func TestUnpackingIsCancelled(t *testing.T) {
+	dir := t.TempDir()
+	layer := registrytest.Tar(t, "etc/large", string(make([]byte, 1<<20)), "disk/d", string(fakeDisk("d", 1<<20)))
+	in, err := os.Create(filepath.Join(dir, "in"))
+	must(t, err)
+	defer in.Close()
+	_, err = in.Write(layer)
+	must(t, err)
+	out, err := os.Create(filepath.Join(dir, "out"))
+	must(t, err)
+	defer out.Close()
+	from := newGrowing(in)
+	from.grown(int64(len(layer)))
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	from.finish(nil)
+	u := unpack(ctx, from, &registry.Search{}, out, 1<<30, func(error) {})
+	<-u.done
+	wantError(t, u.err, context.Canceled)
+	if from.at > 1<<20 {
+		t.Errorf("it read %d bytes", from.at)
+	}
 }
