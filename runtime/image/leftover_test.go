@@ -2,6 +2,7 @@ package image
 
 import (
 	"context"
+	"io"
 	"os"
 	"path/filepath"
 	"testing"
@@ -67,4 +68,19 @@ func TestUnpackingIsCancelled(t *testing.T) {
 	if from.at > 1<<20 {
 		t.Errorf("it read %d bytes", from.at)
 	}
+}
+
+// TestFileChangesMeanwhile: an import must not take a mixture of two contents.
+func TestFileChangesMeanwhile(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "disk")
+	must(t, os.WriteFile(path, fakeDisk("before", 1<<20), 0o600), os.Chtimes(path, time.Time{}, time.Now().Add(-time.Hour)))
+	f, err := openAny(path)
+	must(t, err)
+	resp, err := f.origin("").open(t.Context(), 0, "", "")
+	must(t, err)
+	defer resp.Close()
+	_, err = io.CopyN(io.Discard, resp, 1000)
+	must(t, err, os.WriteFile(path, fakeDisk("after", 1<<20), 0o600))
+	_, err = io.Copy(io.Discard, resp)
+	wantError(t, err, ErrUnavailable, path, "changed")
 }
