@@ -84,6 +84,7 @@ var stages = map[image.Stage]controlv1.Stage{
 	image.Downloading: controlv1.Stage_STAGE_DOWNLOADING,
 	image.Unpacking:   controlv1.Stage_STAGE_UNPACKING,
 	image.Verifying:   controlv1.Stage_STAGE_VERIFYING,
+	image.Flattening:  controlv1.Stage_STAGE_FLATTENING,
 	image.Storing:     controlv1.Stage_STAGE_STORING,
 	image.Done:        controlv1.Stage_STAGE_DONE,
 	image.Failed:      controlv1.Stage_STAGE_FAILED,

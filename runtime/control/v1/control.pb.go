@@ -41,6 +41,8 @@ const (
 	// STAGE_DONE and STAGE_FAILED are ends.
 	Stage_STAGE_DONE   Stage = 7
 	Stage_STAGE_FAILED Stage = 8
+	// STAGE_FLATTENING makes a raw disk of the image, where the configuration asks for it; it comes before STAGE_STORING.
+	Stage_STAGE_FLATTENING Stage = 9
 )
 
 // Enum value maps for Stage.
@@ -55,6 +57,7 @@ var (
 		6: "STAGE_STORING",
 		7: "STAGE_DONE",
 		8: "STAGE_FAILED",
+		9: "STAGE_FLATTENING",
 	}
 	Stage_value = map[string]int32{
 		"STAGE_UNSPECIFIED": 0,
@@ -66,6 +69,7 @@ var (
 		"STAGE_STORING":     6,
 		"STAGE_DONE":        7,
 		"STAGE_FAILED":      8,
+		"STAGE_FLATTENING":  9,
 	}
 )
 
@@ -409,7 +413,7 @@ const file_runtime_control_v1_control_proto_rawDesc = "" +
 	"\bimage_id\x18\x01 \x01(\tR\aimageId\x12\x12\n" +
 	"\x04size\x18\x02 \x01(\x03R\x04size\x12!\n" +
 	"\fvirtual_size\x18\x03 \x01(\x03R\vvirtualSize\x12\x16\n" +
-	"\x06format\x18\x04 \x01(\tR\x06format*\xbb\x01\n" +
+	"\x06format\x18\x04 \x01(\tR\x06format*\xd1\x01\n" +
 	"\x05Stage\x12\x15\n" +
 	"\x11STAGE_UNSPECIFIED\x10\x00\x12\x10\n" +
 	"\fSTAGE_QUEUED\x10\x01\x12\x13\n" +
@@ -420,7 +424,8 @@ const file_runtime_control_v1_control_proto_rawDesc = "" +
 	"\rSTAGE_STORING\x10\x06\x12\x0e\n" +
 	"\n" +
 	"STAGE_DONE\x10\a\x12\x10\n" +
-	"\fSTAGE_FAILED\x10\b2\xa8\x01\n" +
+	"\fSTAGE_FAILED\x10\b\x12\x14\n" +
+	"\x10STAGE_FLATTENING\x10\t2\xa8\x01\n" +
 	"\x06Images\x12M\n" +
 	"\x05Watch\x12 .virtlet.control.v1.WatchRequest\x1a .virtlet.control.v1.PullProgress0\x01\x12O\n" +
 	"\x06Import\x12!.virtlet.control.v1.ImportRequest\x1a\".virtlet.control.v1.ImportResponseB9Z7github.com/virtlet/virtlet/runtime/control/v1;controlv1b\x06proto3"
