@@ -177,6 +177,13 @@ func TestImport_refused(t *testing.T) {
 
 // TestStages: the protocol has a word for each of our stages, and the other way round.
 func TestStages(t *testing.T) {
+	for _, stage := range []image.Stage{
+		image.Resolving, image.Queued, image.Downloading, image.Unpacking, image.Verifying, image.Flattening, image.Storing, image.Done, image.Failed,
+	} {
+		if stages[stage] == controlv1.Stage_STAGE_UNSPECIFIED {
+			t.Errorf("no word for %s", stage)
+		}
+	}
 	if len(stages) != len(controlv1.Stage_name)-1 {
 		t.Errorf("%d stages here, %d in the protocol", len(stages), len(controlv1.Stage_name)-1)
 	}

@@ -3,6 +3,7 @@ package image
 import (
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -16,24 +17,44 @@ type localFile struct {
 	path string
 	// version changes with the file.
 	version string
-	open    func() (*os.File, int64, error)
+	open    func() (*os.File, fs.FileInfo, error)
+}
+
+// steady is a file that must be at its end as it was at first: else what was read is a mixture.
+type steady struct {
+	*os.File
+	was fs.FileInfo
+}
+
+func (s steady) Read(b []byte) (int, error) {
+	n, err := s.File.Read(b)
+	if err == io.EOF { //nolint:errorlint // as os.File says
+		now, fault := s.Stat()
+		if fault != nil {
+			return n, fmt.Errorf("reading %s: %w", s.Name(), fault)
+		}
+		if now.Size() != s.was.Size() || !now.ModTime().Equal(s.was.ModTime()) {
+			return n, fmt.Errorf("%w: %s changed while it was read: try again when it is complete", ErrUnavailable, s.Name())
+		}
+	}
+	return n, err
 }
 
 // newLocalFile looks at a file that open opens.
 func newLocalFile(path string, open func() (*os.File, error)) (localFile, error) {
-	f := localFile{path: path, open: func() (*os.File, int64, error) {
+	f := localFile{path: path, open: func() (*os.File, fs.FileInfo, error) {
 		file, err := open()
 		if err != nil {
-			return nil, 0, err
+			return nil, nil, err
 		}
 		info, err := file.Stat()
 		if err == nil && !info.Mode().IsRegular() {
 			err = fmt.Errorf("%w: not a regular file", ErrRefused)
 		}
 		if err != nil {
-			return nil, 0, errors.Join(fmt.Errorf("opening local image %s: %w", path, err), file.Close())
+			return nil, nil, errors.Join(fmt.Errorf("opening local image %s: %w", path, err), file.Close())
 		}
-		return file, info.Size(), nil
+		return file, info, nil
 	}}
 	file, _, err := f.open()
 	if err != nil {

@@ -140,14 +140,14 @@ func (f localFile) origin(want string) origin {
 	return origin{
 		key: keyOf(kindFile, f.path, f.version, want), kind: kindFile, from: f.path, want: want, size: -1,
 		open: func(_ context.Context, offset int64, _, _ string) (*source.Response, error) {
-			file, size, err := f.open()
+			file, info, err := f.open()
 			if err != nil {
 				return nil, err
 			}
 			if _, err := file.Seek(offset, io.SeekStart); err != nil {
 				return nil, errors.Join(fmt.Errorf("reading %s: %w", f.path, err), file.Close())
 			}
-			return &source.Response{ReadCloser: file, From: f.path, Offset: offset, Size: size}, nil
+			return &source.Response{ReadCloser: steady{file, info}, From: f.path, Offset: offset, Size: info.Size()}, nil
 		},
 	}
 }

@@ -106,7 +106,7 @@ func TestPullUnchanged(t *testing.T) {
 	srv.mux.Handle("/x", f)
 	sent := 0
 	f.breakAt = func(int) int { sent++; return -1 }
-	reports := make(chan Report, 9)
+	reports := make(chan Report, 99)
 	ts.cfg.Pulled = func(r Report) { reports <- r }
 	first := ts.pull(srv.image() + "/x")
 	again := ts.pull(srv.image() + "/x")
@@ -145,6 +145,21 @@ func TestPullUnchanged(t *testing.T) {
 		if img := ts.pull(srv.image() + "/x"); img.ID != idOf(other) || sent != 4 {
 			t.Errorf("got %s", img.ID)
 		}
+	})
+	t.Run("nor_after_it_has_changed", func(t *testing.T) {
+		must(t, ts.Remove(t.Context(), idOf(other)))
+		f.change(content, `"v1"`)
+		ts.pull(srv.image() + "/x:old")
+		f.change(other, `"v2"`)
+		ts.pull(srv.image() + "/x")
+		before := sent
+		for range 20 { // the old content is here, too
+			ts.pull(srv.image() + "/x")
+		}
+		if sent != before {
+			t.Errorf("content was sent %d times more", sent-before)
+		}
+		sent = 4
 	})
 	t.Run("another_credential_is_judged_by_the_source", func(t *testing.T) {
 		if _, err := ts.Pull(t.Context(), srv.image()+"/x", &Auth{Username: "me", Password: "pw"}); err != nil || sent != 5 {

@@ -60,7 +60,7 @@ func (s *Service) place(ctx context.Context, img Image, file string, n seen) err
 		old.Size, old.Format, old.VirtualSize = img.Size, img.Format, img.VirtualSize
 		img = old
 	}
-	if err := s.update([]Image{img.remember(n)}, nil); err != nil {
+	if err := s.update(append(s.outdated(img.ID, n), img.remember(n)), nil); err != nil {
 		return err
 	}
 	if !s.contents.whole(img.ID, img.Size) {
@@ -73,6 +73,19 @@ func (s *Service) place(ctx context.Context, img Image, file string, n seen) err
 	}
 	s.hold(img.ID)
 	return nil
+}
+
+// outdated returns, without the ETag that they had there, the other images that an origin had before.
+func (s *Service) outdated(id string, n seen) []Image {
+	var changed []Image
+	for _, other := range s.records() {
+		if other.ID != id && n.etag != "" && other.ETags[n.origin] != "" {
+			other.ETags = maps.Clone(other.ETags)
+			delete(other.ETags, n.origin)
+			changed = append(changed, other)
+		}
+	}
+	return changed
 }
 
 // hold keeps a content in place until giveBack.

@@ -106,7 +106,13 @@ func unpack(ctx context.Context, from *growing, search *registry.Search, out *os
 }
 
 func (u *unpacker) run(ctx context.Context, search *registry.Search, limit int64) error {
-	r, err := content(u.from, search)
+	// Much of a layer may lie before its disk, so each read looks whether anybody still waits.
+	r, err := content(readFunc(func(b []byte) (int, error) {
+		if err := context.Cause(ctx); err != nil {
+			return 0, err
+		}
+		return u.from.Read(b)
+	}), search)
 	if err != nil {
 		return err
 	}
@@ -133,6 +139,10 @@ func (u *unpacker) run(ctx context.Context, search *registry.Search, limit int64
 		}
 	}
 }
+
+type readFunc func([]byte) (int, error)
+
+func (f readFunc) Read(b []byte) (int, error) { return f(b) }
 
 // noDiskError: the layer is whole and has no disk. The search goes on in the layer below.
 type noDiskError struct{ search registry.Search }
