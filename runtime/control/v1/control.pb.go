@@ -43,8 +43,6 @@ const (
 	// STAGE_DONE and STAGE_FAILED are ends.
 	Stage_STAGE_DONE   Stage = 7
 	Stage_STAGE_FAILED Stage = 8
-	// STAGE_FLATTENING makes a raw disk of the image, where the configuration asks for it; it comes before STAGE_STORING.
-	Stage_STAGE_FLATTENING Stage = 9
 )
 
 // Enum value maps for Stage.
@@ -60,7 +58,6 @@ var (
 		9: "STAGE_FLATTENING",
 		7: "STAGE_DONE",
 		8: "STAGE_FAILED",
-		9: "STAGE_FLATTENING",
 	}
 	Stage_value = map[string]int32{
 		"STAGE_UNSPECIFIED": 0,
@@ -73,7 +70,6 @@ var (
 		"STAGE_FLATTENING":  9,
 		"STAGE_DONE":        7,
 		"STAGE_FAILED":      8,
-		"STAGE_FLATTENING":  9,
 	}
 )
 
@@ -429,8 +425,7 @@ const file_runtime_control_v1_control_proto_rawDesc = "" +
 	"\x10STAGE_FLATTENING\x10\t\x12\x0e\n" +
 	"\n" +
 	"STAGE_DONE\x10\a\x12\x10\n" +
-	"\fSTAGE_FAILED\x10\b\x12\x14\n" +
-	"\x10STAGE_FLATTENING\x10\t2\xa8\x01\n" +
+	"\fSTAGE_FAILED\x10\b2\xa8\x01\n" +
 	"\x06Images\x12M\n" +
 	"\x05Watch\x12 .virtlet.control.v1.WatchRequest\x1a .virtlet.control.v1.PullProgress0\x01\x12O\n" +
 	"\x06Import\x12!.virtlet.control.v1.ImportRequest\x1a\".virtlet.control.v1.ImportResponseB9Z7github.com/virtlet/virtlet/runtime/control/v1;controlv1b\x06proto3"
