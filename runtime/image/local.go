@@ -28,7 +28,7 @@ type steady struct {
 
 func (s steady) Read(b []byte) (int, error) {
 	n, err := s.File.Read(b)
-	if err == io.EOF { //nolint:errorlint // as os.File says
+	if err == io.EOF {
 		now, fault := s.Stat()
 		if fault != nil {
 			return n, fmt.Errorf("reading %s: %w", s.Name(), fault)

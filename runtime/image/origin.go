@@ -128,6 +128,18 @@ func layerOrigin(disk *registry.Disk, layer *registry.Layer, above []string) ori
 	}
 }
 
+// admits asks whether the source lets this caller have the content. A registry has said so when it gave the manifest.
+func (p place) admits(ctx context.Context) error {
+	if p.disk != nil || len(p.origins) == 0 {
+		return nil
+	}
+	resp, err := p.origins[0].open(ctx, 0, "", "")
+	if err != nil {
+		return err
+	}
+	return resp.Close()
+}
+
 func filePlace(ref reference, f localFile, err error) (place, error) {
 	if err != nil {
 		return place{}, err

@@ -25,7 +25,8 @@ type flightKey struct {
 }
 
 // Pull brings the image of that name onto the node and returns it. The source of a name with a tag is asked each time,
-// since its content may have changed; that of one with a digest only when the node lacks it. Callers that want the same
+// since its content may have changed; that of one with a digest for its consent only, when the node has it: the content
+// may have come by another caller's credentials. Callers that want the same
 // content at the same time share one download, which ends when the last of them stops waiting. What has come by then
 // stays for a while if the source can go on from there. A refused image leaves nothing.
 func (s *Service) Pull(ctx context.Context, name string, auth *Auth) (Image, error) {
@@ -40,7 +41,7 @@ func (s *Service) Pull(ctx context.Context, name string, auth *Auth) (Image, err
 	if err != nil {
 		return Image{}, err
 	}
-	if img, err := s.Status(ref.String()); err == nil && ref.digest != "" && slices.ContainsFunc(ref.names(), func(n string) bool { return slices.Contains(img.Digests, n) }) {
+	if img, here := s.known(ref); here && to.url == nil && to.repository == "" {
 		return img, nil
 	}
 	key := flightKey{name: ref.String()}
@@ -53,6 +54,12 @@ func (s *Service) Pull(ctx context.Context, name string, auth *Auth) (Image, err
 			if err != nil {
 				return Image{}, err
 			}
+			if img, here := s.known(ref); here {
+				err := p.admits(ctx)
+				if _, again := source.Transient(err); !again {
+					return img, err
+				}
+			}
 			return s.obtain(ctx, key, p, r)
 		})
 	})
@@ -61,6 +68,12 @@ func (s *Service) Pull(ctx context.Context, name string, auth *Auth) (Image, err
 	}
 	release()
 	return img.clone(), nil
+}
+
+// known finds the image that has a name with a digest.
+func (s *Service) known(ref reference) (Image, bool) {
+	img, err := s.Status(ref.String())
+	return img, err == nil && ref.digest != "" && slices.ContainsFunc(ref.names(), func(n string) bool { return slices.Contains(img.Digests, n) })
 }
 
 func credentialFields(a *Auth) []string {

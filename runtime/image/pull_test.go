@@ -132,19 +132,36 @@ func TestPullFaults(t *testing.T) {
 func TestPullByDigest(t *testing.T) {
 	content := fakeDisk("d", 5000)
 	srv := newServer(t)
-	srv.serve("/d", content)
+	closed := false
+	srv.mux.HandleFunc("/d", func(w http.ResponseWriter, _ *http.Request) {
+		if closed {
+			w.WriteHeader(http.StatusForbidden)
+		}
+		_, _ = w.Write(content)
+	})
 	ts := newService(t)
+	reports := make(chan Report, 9)
+	ts.cfg.Pulled = func(r Report) { reports <- r }
 	name := srv.image() + "/d@" + idOf(content)
 	img := ts.pull(name)
 	if img.Tags != nil {
 		t.Errorf("it got tags: %v", img.Tags)
 	}
 	ts.pull(name)
-	if n := srv.requests.Load(); n != 1 {
-		t.Errorf("%d requests for content that was there", n)
+	if len(reports) != 2 {
+		t.Fatalf("the source was asked in %d pulls of 2", len(reports))
 	}
+	<-reports
+	if r := <-reports; r.Bytes != 0 {
+		t.Errorf("%d bytes came of content that was there", r.Bytes)
+	}
+	closed = true
+	_, err := ts.Pull(t.Context(), name, nil)
+	wantError(t, err, ErrUnauthorized, "403")
+	ts.wantContents(idOf(content))
+	closed = false
 	ts.pull(srv.image() + "/d")
-	if n := srv.requests.Load(); n != 2 {
+	if n := srv.requests.Load(); n != 4 {
 		t.Errorf("%d requests: a tag must be fetched anew", n)
 	}
 }

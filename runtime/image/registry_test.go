@@ -53,16 +53,28 @@ func TestPullRegistry(t *testing.T) {
 		ts.wantContents(img.ID)
 		before := len(r.Requests())
 		ts.pull(name + "@" + digest)
-		if len(r.Requests()) != before {
-			t.Error("the registry was asked for a digest that is here")
+		if n := len(r.Requests()); n == before {
+			t.Error("the registry was not asked whether this caller may have it")
 		}
+		sent := blobs(r)
+		r.Before(func(w http.ResponseWriter, _ *http.Request) bool {
+			w.WriteHeader(http.StatusForbidden)
+			return true
+		})
+		_, err := ts.Pull(t.Context(), name+"@"+digest, nil)
+		wantError(t, err, ErrUnauthorized)
+		r.Before(nil)
+		if n := blobs(r); n != sent {
+			t.Errorf("%d requests for contents that are here", n-sent)
+		}
+		before = len(r.Requests())
 		ts.pull(name + ":v1")
 		if len(r.Requests()) == before {
 			t.Error("the registry was not asked what the tag means now")
 		}
 		r.Push(t, "team/vm", "v2", disk(tar("disk/d.qcow2", string(content)), tar("etc/note", "a layer above")))
 		ts.pull(name + ":v2")
-		if n := blobs(r); n > 5 { // two configurations, the layer above, and the disk's layer once
+		if n := blobs(r); n > 6 { // a configuration for each answer of the registry, the layer above, and the disk's layer once
 			t.Errorf("%d requests for contents: what is here was fetched again: %+v", n, r.Requests())
 		}
 		must(t, ts.Remove(t.Context(), img.ID))
