@@ -245,6 +245,9 @@ func (d *download) pump(ctx context.Context, resp *source.Response, free <-chan 
 		// To the next boundary at most: what lies on boundaries the kernel takes in large folios, and no page twice.
 		buf := (<-free)[:hashBuffer-d.part.size%hashBuffer]
 		n, err := resp.Read(buf)
+		if d.from.size >= 0 && d.part.size+int64(n) > d.from.size {
+			return fmt.Errorf("%w: %s sends more than the %d bytes that were promised", ErrDigestMismatch, resp.From, d.from.size)
+		}
 		if d.part.size+int64(n) > d.limit {
 			return fmt.Errorf("%w: it has more than the %d bytes that the configuration allows", ErrTooLarge, d.limit)
 		}

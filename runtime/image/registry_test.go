@@ -272,6 +272,33 @@ func TestPullRegistry(t *testing.T) {
 			t.Errorf("asked for %q", last.Range)
 		}
 	})
+	t.Run("bomb_before_the_disk", func(t *testing.T) {
+		r, ts := withRegistry(t)
+		ts.cfg.MaxBytes = 1 << 20
+		r.Push(t, "vm", "v1", disk(tar("etc/zeros", string(make([]byte, 3<<20)), "disk/a", string(content))))
+		_, err := ts.Pull(t.Context(), r.Host+"/vm:v1", nil)
+		wantError(t, err, ErrTooLarge, "unpacks to more than twice", "1048576")
+		ts.wantNothing()
+	})
+	t.Run("more_than_was_promised", func(t *testing.T) {
+		r, ts := withRegistry(t)
+		img := disk(tar("disk/a", string(content)))
+		r.Push(t, "vm", "v1", img)
+		path, sent := layerOf(t, img)
+		r.Before(func(w http.ResponseWriter, req *http.Request) bool {
+			if !strings.HasSuffix(req.URL.Path, path) {
+				return false
+			}
+			_ = http.NewResponseController(w).Flush() // so that no length is told
+			for req.Context().Err() == nil {
+				_, _ = w.Write(sent)
+			}
+			return true
+		})
+		_, err := ts.Pull(t.Context(), r.Host+"/vm:v1", nil)
+		wantError(t, err, ErrDigestMismatch, "promised")
+		ts.wantNothing()
+	})
 	t.Run("no_such_tag", func(t *testing.T) {
 		r, ts := withRegistry(t)
 		_, err := ts.Pull(t.Context(), r.Host+"/vm:v1", nil)

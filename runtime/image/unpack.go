@@ -112,7 +112,7 @@ func (u *unpacker) run(ctx context.Context, search *registry.Search, limit int64
 			return 0, err
 		}
 		return u.from.Read(b)
-	}), search)
+	}), search, limit)
 	if err != nil {
 		return err
 	}
@@ -151,13 +151,14 @@ func (*noDiskError) Error() string { return "no disk in this layer" }
 
 // content is the disk in a stream: in a layer's tar when layers lie above or might, compressed or plain. A disk that is
 // compressed in a tar is found too.
-func content(r io.Reader, above *registry.Search) (io.ReadCloser, error) {
+func content(r io.Reader, above *registry.Search, limit int64) (io.ReadCloser, error) {
 	plain, err := decompress(r)
 	if err != nil || above == nil {
 		return plain, err
 	}
 	search := above.Clone()
-	file, err := search.Layer(plain)
+	// What lies beside the disk in a layer costs time to unpack, and may be nothing but that.
+	file, err := search.Layer(&bounded{plain, limit, 2 * limit})
 	if err == nil && file == nil {
 		err = &noDiskError{*search}
 	}
@@ -176,6 +177,20 @@ func readFull(r io.Reader, b []byte) (n int, err error) {
 		var m int
 		m, err = r.Read(b[n:])
 		n += m
+	}
+	return n, err
+}
+
+// bounded is a layer that may unpack to no more than is left.
+type bounded struct {
+	io.Reader
+	limit, left int64
+}
+
+func (b *bounded) Read(p []byte) (int, error) {
+	n, err := b.Reader.Read(p)
+	if b.left -= int64(n); b.left < 0 {
+		return 0, fmt.Errorf("%w: its layer unpacks to more than twice the %d bytes that the configuration allows", ErrTooLarge, b.limit)
 	}
 	return n, err
 }
