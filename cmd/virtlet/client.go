@@ -153,7 +153,7 @@ func (c *client) watch(ctx context.Context, name string, show meter, hint io.Wri
 		quiet.Stop()
 		switch {
 		case errors.Is(err, io.EOF), name == "" && ctx.Err() != nil:
-			return nil //nolint:nilerr // which is how watching all ends
+			return nil
 		case err != nil:
 			return err
 		}
