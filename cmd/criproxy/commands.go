@@ -4,6 +4,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/virtlet/virtlet/cmd/internal/output"
+	"github.com/virtlet/virtlet/cmd/internal/setting"
 	"github.com/virtlet/virtlet/cmd/internal/usage"
 	"github.com/virtlet/virtlet/cmd/internal/version"
 )
@@ -42,18 +43,10 @@ func newRootCommand() *cobra.Command {
 }
 
 func configCommand(file *string) *cobra.Command {
-	return &cobra.Command{
-		Use:   "config",
-		Short: "Print the effective configuration and where each value comes from",
-		Args:  usage.NoArgs,
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			conf, from, err := loadConfig(*file, defaultConfigFile, cmd.Flags())
-			if err != nil {
-				return err
-			}
-			return settings(&conf).Print(cmd.OutOrStdout(), from)
-		},
-	}
+	return setting.Command(func(cmd *cobra.Command) (setting.Table, setting.Origins, error) {
+		conf, from, err := loadConfig(*file, defaultConfigFile, cmd.Flags())
+		return settings(&conf), from, err
+	})
 }
 
 func checkCommand(file *string) *cobra.Command {

@@ -49,18 +49,10 @@ func effective(file string, flags *pflag.FlagSet) (Config, setting.Origins, erro
 }
 
 func configCommand(file *string) *cobra.Command {
-	return &cobra.Command{
-		Use:   "config",
-		Short: "Print the effective configuration and where each value comes from",
-		Args:  usage.NoArgs,
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			conf, from, err := effective(*file, cmd.Flags())
-			if err != nil {
-				return err
-			}
-			return settings(&conf).Print(cmd.OutOrStdout(), from)
-		},
-	}
+	return setting.Command(func(cmd *cobra.Command) (setting.Table, setting.Origins, error) {
+		conf, from, err := effective(*file, cmd.Flags())
+		return settings(&conf), from, err
+	})
 }
 
 func checkCommand(file *string) *cobra.Command {

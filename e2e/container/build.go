@@ -4,36 +4,19 @@
 package container
 
 import (
-	"bytes"
 	"context"
-	"fmt"
-	"os"
-	"os/exec"
 	"path/filepath"
-	"runtime"
-	"strings"
+
+	"github.com/virtlet/virtlet/e2e/cached"
 )
 
 // Programs is the folder that holds containerd, containerd-shim-runc-v2, runc and busybox.
 type Programs string
 
-// Unpack returns the programs and fetches them first if the cache lacks them. It needs root. Concurrent calls, also of
-// other processes, fetch them once. VIRTLET_CACHE in the environment moves the cache from /var/cache/virtlet-test.
+// Unpack returns the programs and fetches them first if the cache lacks them. See package cached.
 func Unpack(ctx context.Context) (Programs, error) {
-	_, file, _, ok := runtime.Caller(0)
-	if !ok {
-		return "", fmt.Errorf("unpacking containerd: the source folder is unknown")
-	}
-	script := filepath.Join(filepath.Dir(file), "build.sh")
-	cmd := exec.CommandContext(ctx, script)
-	// A terminated script cleans up after itself; a killed one leaves a folder that the next build removes.
-	cmd.Cancel = func() error { return cmd.Process.Signal(os.Interrupt) }
-	var out, stderr bytes.Buffer
-	cmd.Stdout, cmd.Stderr = &out, &stderr
-	if err := cmd.Run(); err != nil {
-		return "", fmt.Errorf("unpacking containerd by %s: %w\n%s", script, err, strings.TrimSpace(stderr.String()))
-	}
-	return Programs(strings.TrimSpace(out.String())), nil
+	dir, err := cached.Run(ctx, "unpacking containerd", "build.sh")
+	return Programs(dir), err
 }
 
 // Path is the path of one of the programs.
