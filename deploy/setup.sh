@@ -18,12 +18,12 @@ test=(
 	gcc libc6-dev                     # go test -race
 	ca-certificates curl git          # fetching modules and packages, versions
 	e2fsprogs fdisk extlinux util-linux
-	cpio kmod zstd dpkg               # the test disk image
+	cpio kmod zstd xz-utils dpkg      # the test disk image; images compressed as people do it
 	busybox                           # a DHCP client that is not ours
 	mmdebstrap qemu-system-common     # the node in a VM, virtiofsd
 	libseccomp2                       # runc, which e2e/container unpacks and does not install
 	procps
-	skopeo                            # a peer of the benchmarks
+	skopeo openssl                    # peers of the benchmarks
 	apparmor                          # compiling the profiles
 )
 
