@@ -44,6 +44,10 @@ func Normalize(ref string) (Name, error) {
 		return Name{}, fmt.Errorf("%w: a registry's images are called HOST/PATH:TAG or HOST/PATH@sha256:DIGEST, in small letters: %w", source.ErrInvalidName, err)
 	}
 	n := Name{Host: reference.Domain(named), Path: reference.Path(named)}
+	if n.Host == "" { // what stands in its place looks like a host and is none, as 0.0_e/x
+		first, _, _ := strings.Cut(n.Path, "/")
+		return Name{}, fmt.Errorf("%w: %q is no host that a registry can have", source.ErrInvalidName, first)
+	}
 	switch r := named.(type) {
 	case reference.Digested:
 		n.Digest = r.Digest().String()

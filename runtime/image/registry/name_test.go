@@ -33,7 +33,7 @@ func TestNormalize(t *testing.T) {
 	for name, ref := range map[string]string{
 		"empty": "", "upper_case": "quay.io/Fedora", "scheme": "https://quay.io/x", "credentials": "user:s3cret@quay.io/x",
 		"tag": "quay.io/x:-y", "short_digest": "quay.io/x@sha256:abcd", "sha512": "quay.io/x@sha512:" + strings.Repeat("ab", 64),
-		"other_algorithm": "quay.io/x@md5:" + strings.Repeat("ab", 16), "hex_alone": strings.Repeat("ab", 32), "dots": "quay.io/../x",
+		"other_algorithm": "quay.io/x@md5:" + strings.Repeat("ab", 16), "hex_alone": strings.Repeat("ab", 32), "dots": "quay.io/../x", "host_that_is_none": "0.0_e/x",
 	} {
 		t.Run(name, func(t *testing.T) {
 			got, err := Normalize(ref)
