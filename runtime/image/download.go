@@ -12,32 +12,8 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/virtlet/virtlet/runtime/image/registry"
 	"github.com/virtlet/virtlet/runtime/image/source"
 )
-
-// origin is where content comes from.
-type origin struct {
-	// key tells which downloads are the same one. It has the form of a file's name.
-	key string
-	// kind is "http", "registry" or "file".
-	kind string
-	// from is a URL or path without credentials.
-	from string
-	// digest of what is sent, or empty. want is that of what is sent or of what that unpacks to, as a name has it.
-	digest, want string
-	// size of what is sent in bytes, -1 when unknown.
-	size int64
-	// tar: what is sent is a layer. search is how the layers above leave the search for the disk.
-	tar    bool
-	search *registry.Search
-	// unless is the ETag of what the store has from here.
-	unless string
-	// open begins or goes on with a download, unless what is there still has the ETag that is given as such.
-	open func(ctx context.Context, offset int64, etag, unless string) (*source.Response, error)
-	// elsewhere makes open ask another host than the last one, whose content was wrong, if there is one; it may be nil.
-	elsewhere func() bool
-}
 
 // Retry says how a download goes on after a fault that may pass.
 type Retry struct {

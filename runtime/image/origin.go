@@ -23,9 +23,32 @@ const (
 	kindFile     = "file"
 )
 
-// place is where a name leads: the origins of its content, in the order in which to look for the disk, and the name's
+// origin is where content comes from.
+type origin struct {
+	// key tells which downloads are the same one. It has the form of a file's name.
+	key string
+	// kind is "http", "registry" or "file".
+	kind string
+	// from is a URL or path without credentials.
+	from string
+	// digest of what is sent, or empty. want is that of what is sent or of what that unpacks to, as a name has it.
+	digest, want string
+	// size of what is sent in bytes, -1 when unknown.
+	size int64
+	// tar: what is sent is a layer. search is how the layers above leave the search for the disk.
+	tar    bool
+	search *registry.Search
+	// unless is the ETag of what the store has from here.
+	unless string
+	// open begins or goes on with a download, unless what is there still has the ETag that is given as such.
+	open func(ctx context.Context, offset int64, etag, unless string) (*source.Response, error)
+	// elsewhere makes open ask another host than the last one, whose content was wrong, if there is one; it may be nil.
+	elsewhere func() bool
+}
+
+// resolved is where a name leads: the origins of its content, in the order in which to look for the disk, and the name's
 // canonical form there.
-type place struct {
+type resolved struct {
 	ref     reference
 	origins []origin
 	// disk is the registry's answer, or nil.
@@ -35,26 +58,26 @@ type place struct {
 }
 
 // resolve finds out where a name's content is.
-func (s *Service) resolve(ctx context.Context, ref reference, to target, auth *Auth) (place, error) {
+func (s *Service) resolve(ctx context.Context, ref reference, to target, auth *Auth) (resolved, error) {
 	switch {
 	case to.url != nil:
 		o, err := s.httpOrigin(ref, to, auth)
-		return place{ref: ref, origins: []origin{o}}, err
+		return resolved{ref: ref, origins: []origin{o}}, err
 	case to.path != "":
 		f, err := s.openPath(to.path)
-		return filePlace(ref, f, err)
+		return resolvedFile(ref, f, err)
 	case to.local != "":
 		f, err := s.openLocal(to.local)
 		if errors.Is(err, ErrNotFound) && to.repository != "" && s.cfg.Registry != nil {
-			p, err := s.registryPlace(ctx, ref, to.repository, auth)
+			p, err := s.resolveRegistry(ctx, ref, to.repository, auth)
 			if err != nil {
 				err = fmt.Errorf("%w; nor is it a file in the local directories (%s)", err, orNone(s.cfg.LocalDirs))
 			}
 			return p, err
 		}
-		return filePlace(ref, f, err)
+		return resolvedFile(ref, f, err)
 	default:
-		return s.registryPlace(ctx, ref, to.repository, auth)
+		return s.resolveRegistry(ctx, ref, to.repository, auth)
 	}
 }
 
@@ -92,11 +115,11 @@ func keyOf(parts ...string) string {
 // diskFileName is what files of disks are called, and repositories seldom.
 var diskFileName = regexp.MustCompile(`\.(qcow2|img|raw)(\.(gz|xz|zst))?$`)
 
-// registryPlace asks a registry for a name's manifest. The layers are known by their digests, so they are the same
+// resolveRegistry asks a registry for a name's manifest. The layers are known by their digests, so they are the same
 // whoever asks: the registry has just shown that this caller may have them.
-func (s *Service) registryPlace(ctx context.Context, ref reference, repository string, auth *Auth) (place, error) {
+func (s *Service) resolveRegistry(ctx context.Context, ref reference, repository string, auth *Auth) (resolved, error) {
 	if s.cfg.Registry == nil {
-		return place{}, fmt.Errorf("%w %q: no registry is configured", ErrInvalidName, ref)
+		return resolved{}, fmt.Errorf("%w %q: no registry is configured", ErrInvalidName, ref)
 	}
 	asked := ref.repo
 	ref.repo = repository
@@ -105,9 +128,9 @@ func (s *Service) registryPlace(ctx context.Context, ref reference, repository s
 		if asked == repository && diskFileName.MatchString(asked) {
 			err = fmt.Errorf("%w; if it is the file at https://%s, call it %[3]s%[2]s", err, asked, prefix)
 		}
-		return place{}, err
+		return resolved{}, err
 	}
-	p := place{ref: ref, disk: disk, digest: disk.Digest}
+	p := resolved{ref: ref, disk: disk, digest: disk.Digest}
 	var above []string
 	for _, layer := range disk.Layers {
 		p.origins = append(p.origins, layerOrigin(disk, layer, above))
@@ -129,7 +152,7 @@ func layerOrigin(disk *registry.Disk, layer *registry.Layer, above []string) ori
 }
 
 // admits asks whether the source lets this caller have the content. A registry has said so when it gave the manifest.
-func (p place) admits(ctx context.Context) error {
+func (p resolved) admits(ctx context.Context) error {
 	if p.disk != nil || len(p.origins) == 0 {
 		return nil
 	}
@@ -140,11 +163,11 @@ func (p place) admits(ctx context.Context) error {
 	return resp.Close()
 }
 
-func filePlace(ref reference, f localFile, err error) (place, error) {
+func resolvedFile(ref reference, f localFile, err error) (resolved, error) {
 	if err != nil {
-		return place{}, err
+		return resolved{}, err
 	}
-	return place{ref: ref, origins: []origin{f.origin(ref.digest)}}, nil
+	return resolved{ref: ref, origins: []origin{f.origin(ref.digest)}}, nil
 }
 
 // origin's key is the file as it is now, for what is wanted of it; once it has changed it is another one.

@@ -26,9 +26,9 @@ type flightKey struct {
 
 // Pull brings the image of that name onto the node and returns it. The source of a name with a tag is asked each time,
 // since its content may have changed; that of one with a digest for its consent only, when the node has it: the content
-// may have come by another caller's credentials. Callers that want the same
-// content at the same time share one download, which ends when the last of them stops waiting. What has come by then
-// stays for a while if the source can go on from there. A refused image leaves nothing.
+// may have come by another caller's credentials. Callers that want the same content at the same time share one download,
+// which ends when the last of them stops waiting. What has come by then stays for a while if the source can go on from
+// there. A refused image leaves nothing.
 func (s *Service) Pull(ctx context.Context, name string, auth *Auth) (Image, error) {
 	ref, err := parse(name)
 	if err != nil {
@@ -94,7 +94,7 @@ func (s *Service) Import(ctx context.Context, path, name string) (Image, error) 
 		return Image{}, invalidName(ref.String(), "it must hold no credentials")
 	}
 	f, err := openAny(path)
-	p, err := filePlace(ref, f, err)
+	p, err := resolvedFile(ref, f, err)
 	if err != nil {
 		return Image{}, fmt.Errorf("importing image %s: %w", ref, err)
 	}
@@ -145,8 +145,8 @@ func (s *Service) observed(ctx context.Context, key flightKey, pull func(context
 	return img, err
 }
 
-// obtain brings a place's content into the store and gives it its names.
-func (s *Service) obtain(ctx context.Context, key flightKey, p place, r *Report) (Image, error) {
+// obtain brings the content that a name leads to into the store and gives it its names.
+func (s *Service) obtain(ctx context.Context, key flightKey, p resolved, r *Report) (Image, error) {
 	var above registry.Search
 	for _, o := range p.origins {
 		if r.Kind = o.kind; o.tar {
@@ -166,7 +166,7 @@ func (s *Service) obtain(ctx context.Context, key flightKey, p place, r *Report)
 }
 
 // take brings an origin's content into the store and gives it its names.
-func (s *Service) take(ctx context.Context, key flightKey, p place, o origin, r *Report) (Image, error) {
+func (s *Service) take(ctx context.Context, key flightKey, p resolved, o origin, r *Report) (Image, error) {
 	if got, ok := s.served(o); ok {
 		defer s.giveBack(got.id)
 		return s.name(ctx, p, o, got)
@@ -195,7 +195,7 @@ func (s *Service) take(ctx context.Context, key flightKey, p place, o origin, r 
 }
 
 // unchanged names the content that the store has of an origin whose source says that it is still the same.
-func (s *Service) unchanged(ctx context.Context, key flightKey, p place, o origin, r *Report) (Image, error) {
+func (s *Service) unchanged(ctx context.Context, key flightKey, p resolved, o origin, r *Report) (Image, error) {
 	got, ok := s.validated(o)
 	if !ok {
 		// It was removed meanwhile, so there is no validator any more.
@@ -206,7 +206,7 @@ func (s *Service) unchanged(ctx context.Context, key flightKey, p place, o origi
 }
 
 // name gives placed content, which is held, its names.
-func (s *Service) name(ctx context.Context, p place, o origin, got *placed) (Image, error) {
+func (s *Service) name(ctx context.Context, p resolved, o origin, got *placed) (Image, error) {
 	s.changing.Lock()
 	defer s.changing.Unlock()
 	if err := context.Cause(ctx); err != nil {
