@@ -66,16 +66,10 @@ func imagePull(file *string) *cobra.Command {
 	cmd := &cobra.Command{
 		Use: "pull NAME", Short: "Bring an image onto this node, and show how far it is", Args: usage.Args(cobra.ExactArgs(1)),
 		RunE: withClient(file, func(cmd *cobra.Command, c *client, args []string) error {
-			var id string
-			err := c.watched(cmd.Context(), args[0], newMeter(cmd.ErrOrStderr()), func(ctx context.Context) error {
+			return c.obtain(cmd, format, args[0], func(ctx context.Context) (string, error) {
 				resp, err := c.images.PullImage(ctx, &runtimeapi.PullImageRequest{Image: &runtimeapi.ImageSpec{Image: args[0]}})
-				id = resp.GetImageRef()
-				return err
+				return resp.GetImageRef(), err
 			})
-			if err != nil {
-				return err
-			}
-			return printStored(cmd, format, stored{Image: args[0], ID: id})
 		}),
 	}
 	output.Flag(cmd, &format)
@@ -93,25 +87,28 @@ func imageImport(file *string) *cobra.Command {
 			if err != nil {
 				return err
 			}
-			var id string
-			err = c.watched(cmd.Context(), args[1], newMeter(cmd.ErrOrStderr()), func(ctx context.Context) error {
+			return c.obtain(cmd, format, args[1], func(ctx context.Context) (string, error) {
 				resp, err := c.control.Import(ctx, &controlv1.ImportRequest{Path: path, Name: args[1]})
-				id = resp.GetImageId()
-				return err
+				return resp.GetImageId(), err
 			})
-			if err != nil {
-				return err
-			}
-			return printStored(cmd, format, stored{Image: args[1], ID: id})
 		}),
 	}
 	output.Flag(cmd, &format)
 	return cmd
 }
 
-func printStored(cmd *cobra.Command, format string, s stored) error {
-	return output.Print(cmd.OutOrStdout(), format, s, func(w io.Writer) error {
-		_, err := fmt.Fprintln(w, s.ID)
+// obtain shows how an image comes, and prints its id.
+func (c *client) obtain(cmd *cobra.Command, format, name string, get func(context.Context) (id string, err error)) error {
+	got := stored{Image: name}
+	err := c.watched(cmd.Context(), name, newMeter(cmd.ErrOrStderr()), func(ctx context.Context) (err error) {
+		got.ID, err = get(ctx)
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	return output.Print(cmd.OutOrStdout(), format, got, func(w io.Writer) error {
+		_, err := fmt.Fprintln(w, got.ID)
 		return err
 	})
 }
