@@ -81,21 +81,7 @@ func TestAppArmor(t *testing.T) {
 		t.Helper()
 		spec := newSpec(t)
 		spec.Profile = profile
-		outR, outW, err := os.Pipe()
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer outR.Close()
-		holdR, holdW, err := os.Pipe()
-		if err != nil {
-			t.Fatal(err)
-		}
-		p, err := Start(t.Context(), "/proc/self/exe", spec, outW, os.Stderr, []*os.File{holdR})
-		outW.Close()
-		holdR.Close()
-		if err != nil {
-			t.Fatal(err)
-		}
+		p, outR, holdW := startHeld(t, spec)
 		defer func() {
 			holdW.Close()
 			_ = p.Cmd.Wait()

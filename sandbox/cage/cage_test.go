@@ -113,26 +113,33 @@ func libraries(t *testing.T) []string {
 	})
 }
 
-func TestCage(t *testing.T) {
-	runtime.LockOSThread()
-	defer runtime.UnlockOSThread()
-	spec := newSpec(t)
-	mounts := readFile(t, "/proc/self/mountinfo")
-	outR, outW, err := os.Pipe()
+// startHeld starts the program of a specification, which tells what it finds on out and ends when hold is closed.
+func startHeld(t *testing.T, spec Spec) (p *Process, out, hold *os.File) {
+	t.Helper()
+	out, outW, err := os.Pipe()
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer outR.Close()
-	holdR, holdW, err := os.Pipe()
+	t.Cleanup(func() { out.Close() })
+	holdR, hold, err := os.Pipe()
 	if err != nil {
 		t.Fatal(err)
 	}
-	p, err := Start(t.Context(), "/proc/self/exe", spec, outW, os.Stderr, []*os.File{holdR})
+	p, err = Start(t.Context(), "/proc/self/exe", spec, outW, os.Stderr, []*os.File{holdR})
 	outW.Close()
 	holdR.Close()
 	if err != nil {
 		t.Fatal(err)
 	}
+	return p, out, hold
+}
+
+func TestCage(t *testing.T) {
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	spec := newSpec(t)
+	mounts := readFile(t, "/proc/self/mountinfo")
+	p, outR, holdW := startHeld(t, spec)
 	t.Cleanup(func() { p.Cmd.Process.Kill() })
 	line, err := bufio.NewReader(outR).ReadString('\n')
 	var f found

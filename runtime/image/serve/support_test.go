@@ -30,14 +30,20 @@ type site struct {
 	stop func() error
 }
 
+// lockedBuffer has a token in wrote after it was written to.
 type lockedBuffer struct {
-	mu sync.Mutex
-	b  bytes.Buffer
+	mu    sync.Mutex
+	b     bytes.Buffer
+	wrote chan struct{}
 }
 
 func (l *lockedBuffer) Write(b []byte) (int, error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	select {
+	case l.wrote <- struct{}{}:
+	default:
+	}
 	return l.b.Write(b)
 }
 
@@ -49,7 +55,7 @@ func (l *lockedBuffer) String() string {
 
 func newSite(t *testing.T, change ...func(*Config)) *site {
 	t.Helper()
-	st := &site{t: t, dir: t.TempDir(), log: &lockedBuffer{}}
+	st := &site{t: t, dir: t.TempDir(), log: &lockedBuffer{wrote: make(chan struct{}, 1)}}
 	log := logrus.New()
 	log.SetOutput(st.log)
 	cfg := Config{Dir: st.dir, Log: log}
